@@ -1,0 +1,82 @@
+"""Work that happens in order, later and completely, on the Celery and database of a Flask app.
+
+.. code-block:: python
+
+    class SendReceipt(Step):
+        max_retries = 5
+
+        def perform(self):
+            send(self.data["email"])
+
+    class ContactForm(BaseSequence):
+        steps = (CreateMessage, AssignMember, SendReceipt)
+
+    ContactForm.start(email="joel@example.com")
+    db.session.commit()      # from here on it runs; after a rollback it never was
+"""
+
+from .errors import (
+    AsyncStepError,
+    ConfigError,
+    DataError,
+    DataTooLargeError,
+    DefinitionError,
+    DuplicateSequenceError,
+    DuplicateStepError,
+    EmptySequenceError,
+    InvalidNameError,
+    InvalidOptionError,
+    InvalidStepError,
+    KeyBusyError,
+    MoveRefusedError,
+    ReadOnlyError,
+    ReservedNameError,
+    RunNotFoundError,
+    SequenceError,
+    SetupError,
+    StepInterrupted,
+    UnknownOptionError,
+    UnknownSequenceError,
+)
+from .extension import Sequence
+from .functions import FunctionStep, step
+from .models import SequenceRun, StepRun
+from .sequence import BaseSequence
+from .status import Status, StepStatus
+from .steps import RunInfo, Step
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncStepError",
+    "BaseSequence",
+    "ConfigError",
+    "DataError",
+    "DataTooLargeError",
+    "DefinitionError",
+    "DuplicateSequenceError",
+    "DuplicateStepError",
+    "EmptySequenceError",
+    "FunctionStep",
+    "InvalidNameError",
+    "InvalidOptionError",
+    "InvalidStepError",
+    "KeyBusyError",
+    "MoveRefusedError",
+    "ReadOnlyError",
+    "ReservedNameError",
+    "RunInfo",
+    "RunNotFoundError",
+    "Sequence",
+    "SequenceError",
+    "SequenceRun",
+    "SetupError",
+    "Status",
+    "Step",
+    "StepInterrupted",
+    "StepRun",
+    "StepStatus",
+    "UnknownOptionError",
+    "UnknownSequenceError",
+    "step",
+]

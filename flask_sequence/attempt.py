@@ -1,0 +1,307 @@
+"""One attempt at a step: how it is claimed, and what came of a nudge."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import logging
+import os
+import random
+import time
+import typing as t
+import uuid
+
+from . import queries, store, upkeep
+from .claims import Claim, Row, holds, is_known_format
+from .database import is_transient
+from .definition import SequenceDefinition, StepDefinition, find_sequence
+from .failures import one_line
+from .runtime import Nudge, Runtime
+from .sessions import own_transaction
+from .status import Status
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
+
+FRESH_TRIES = 5
+"""How often something is begun again at once when the database asks for it."""
+STAND_IN_SECONDS = 600.0
+"""For how long a process that is no worker is taken to be alive once it performs a run."""
+LONGEST_PAUSE = 2.0
+"""The most seconds between two tries to reach the database."""
+
+AnswerT = t.TypeVar("AnswerT")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a nudge.
+
+    :param status: Where the run stands now; None: it was left alone.
+    :param nudge: What is to be published.
+    :param attempts: How many attempts were made at its steps.
+    :param error: The user's exception that failed the run.
+    """
+
+    status: Status | None = None
+    nudge: Nudge | None = None
+    attempts: int = 0
+    error: BaseException | None = None
+
+
+LEFT_ALONE = Outcome()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One attempt at one step, under a claim."""
+
+    runtime: Runtime
+    sequence: SequenceDefinition
+    step: StepDefinition
+    claim: Claim
+    begun_at: datetime.datetime
+    """When the run was claimed, by the database's clock."""
+    claimed_at: float = dataclasses.field(default_factory=lambda: time.monotonic())
+    """The same by this machine's monotonic clock, in seconds."""
+    text: str | None = None
+    """The data of the claim, encoded, where they are known."""
+    tries: int = 0
+    """How often it was begun again since the database asked for it."""
+    is_shutdown: t.Callable[[BaseException], bool]
+
+    @property
+    def place(self) -> str:
+        """The run, the step and the attempt, for logs."""
+        claim = self.claim
+        return f"Run {claim.id}, step {claim.sequence}.{claim.step}, attempt {claim.attempt},"
+
+    @property
+    def next_step(self) -> StepDefinition | None:
+        """The step that follows."""
+        return self.sequence.after(self.step.name)
+
+    @property
+    def can_hold(self) -> bool:
+        """Whether this process may go on with the next step itself."""
+        following = self.next_step
+        if following is None or self.runtime.is_stopping:
+            return False
+        if self._held_seconds >= self.runtime.settings.burst_seconds:
+            return False
+        mine, its = self.step.options, following.options
+        limits = (mine.time_limit, mine.soft_time_limit, its.time_limit, its.soft_time_limit)
+        queues = {self.runtime.queue_of(options, self.claim.options) for options in (mine, its)}
+        return not any(limits) and len(queues) == 1 and mine.priority == its.priority
+
+    @property
+    def _held_seconds(self) -> float:
+        return time.monotonic() - self.claimed_at
+
+    def held_on(self, claim: Claim, text: str, step: StepDefinition) -> Attempt:
+        """Make the first attempt at the next step, which the same claim holds.
+
+        :param claim: The claim as of the last commit.
+        :param text: Its data, encoded.
+        :param step: The next step.
+        """
+        now = self.begun_at + datetime.timedelta(seconds=self._held_seconds)
+        claim = dataclasses.replace(
+            claim, step=step.name, attempt=1, retries=0, crashes=0, step_started_at=now
+        )
+        return dataclasses.replace(self, claim=claim, text=text, step=step, tries=0)
+
+    def again(self) -> Attempt:
+        """Make the same attempt once more, since the database asks for it."""
+        return dataclasses.replace(self, tries=self.tries + 1)
+
+    def nudge(self, step: StepDefinition, countdown: float = 0.0) -> Nudge | None:
+        """Make the nudge for what follows the next move; None: the sweep sends it.
+
+        :param step: The step that is to be performed.
+        :param countdown: Seconds until then.
+        """
+        if not self.runtime.rides(countdown):
+            return None
+        version = self.claim.version + 1
+        return self.runtime.nudge(
+            self.claim, step.options, version=version, step=step.name, countdown=countdown
+        )
+
+
+class _Refused(Exception):  # noqa: N818
+    """Rolls a claim back."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+
+def claim_run(
+    runtime: Runtime,
+    run_id: int,
+    version: int,
+    *,
+    ignore_due: bool,
+    is_shutdown: t.Callable[[BaseException], bool],
+) -> Attempt | Outcome:
+    """Claim a run, if the nudge is not stale, the run is due, and its step is known here.
+
+    :return: The attempt; or, where there is none, what came of the nudge.
+    """
+    claim: Claim | None = None
+    for tries in itertools.count(1):
+        try:
+            with own_transaction(runtime) as connection:
+                claim = _claim(runtime, connection, run_id, version, ignore_due)
+            return _attempt_at(runtime, claim, is_shutdown)
+        except _Refused as refused:
+            return refused.outcome
+        except Exception as error:
+            if claim is not None and _is_claimed(runtime, claim):
+                return _attempt_at(runtime, claim, is_shutdown)
+            if not is_transient(error):
+                raise
+            if tries == FRESH_TRIES:
+                logger.warning("Run %s was not claimed: %s", run_id, one_line(error))
+                return LEFT_ALONE  # The sweep brings it again.
+            pause(tries)
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+def _claim(
+    runtime: Runtime, connection: t.Any, run_id: int, version: int, ignore_due: bool
+) -> Claim:
+    claim = store.claim(
+        connection,
+        run_id,
+        version,
+        worker_id=runtime.worker_id,
+        pid=os.getpid(),
+        ignore_due=ignore_due,
+    )
+    if claim is None:
+        raise _Refused(_early_or_stale(runtime, queries.look(connection, run_id), version))
+    if _find(claim.sequence, claim.step) is None:
+        logger.warning(
+            "Run %s stands at %s.%s, which is not known here; is it in SEQUENCE_IMPORTS?",
+            run_id,
+            claim.sequence,
+            claim.step,
+        )
+        raise _Refused(LEFT_ALONE)
+    return claim
+
+
+def _attempt_at(
+    runtime: Runtime, claim: Claim, is_shutdown: t.Callable[[BaseException], bool]
+) -> Attempt:
+    found = _find(claim.sequence, claim.step)
+    assert found is not None
+    sequence, step = found
+    return Attempt(
+        runtime=runtime,
+        sequence=sequence,
+        step=step,
+        claim=claim,
+        begun_at=claim.step_started_at,
+        is_shutdown=is_shutdown,
+    )
+
+
+def _find(sequence: str, step: str) -> tuple[SequenceDefinition, StepDefinition] | None:
+    definition = find_sequence(sequence)
+    found = definition.get(step) if definition else None
+    return (definition, found) if definition and found else None
+
+
+def _is_claimed(runtime: Runtime, claim: Claim) -> bool:
+    """Tell whether a claim was committed, although the answer has not come."""
+    row = read_row(runtime, claim.id)
+    if row is None or row.version != claim.version or not holds(claim, row):
+        return False
+    # Another thread of this process has the same pid, and another time.
+    return bool(row.step_started_at == claim.step_started_at)
+
+
+def _early_or_stale(runtime: Runtime, row: Row | None, version: int) -> Outcome:
+    if row is None or row.version != version or row.status is not Status.WAITING:
+        return LEFT_ALONE
+    if not is_known_format(row):
+        logger.warning("Run %s was written by a newer release: left alone", row.id)
+        return LEFT_ALONE
+    found = _find(row.sequence, row.step)
+    if row.due_at is None or found is None:
+        return LEFT_ALONE
+    rest = max((row.due_at - row.now).total_seconds(), 0.0)
+    if not runtime.rides(rest):
+        return LEFT_ALONE
+    return Outcome(nudge=runtime.nudge(row, found[1].options, countdown=rest))
+
+
+def stand_in(runtime: Runtime) -> None:
+    """Count this process as a worker for a while, where it performs runs without being one."""
+    if runtime.in_worker:
+        return
+    mine = f"{os.getpid():x}-"
+    if runtime.worker_id is None or not runtime.worker_id.startswith(mine):
+        runtime.worker_id = (mine + uuid.uuid4().hex)[:32]
+    with own_transaction(runtime) as connection:
+        upkeep.renew_worker(
+            connection,
+            runtime.worker_id,
+            host=runtime.host,
+            pid=os.getpid(),
+            lease=STAND_IN_SECONDS,
+        )
+
+
+# The database, for as long as it takes
+
+
+def move(attempt: Attempt, change: t.Callable[..., bool], **values: t.Any) -> bool:
+    """Make a move of ``store`` for a claim, and wait for the database as long as it takes.
+
+    :param attempt: The attempt whose claim it is.
+    :param change: The move.
+    :param values: What it takes besides the claim.
+    :return: Whether it was made; False: the claim is lost.
+    """
+    tried = False
+
+    def change_once() -> bool:
+        nonlocal tried
+        again, tried = tried, True
+        with own_transaction(attempt.runtime) as connection:
+            # Of a try whose answer did not come, the next one finds the version gone.
+            return change(connection, attempt.claim, **values) or again
+
+    return _until_answered(change_once)
+
+
+def read_row(runtime: Runtime, run_id: int) -> Row | None:
+    """Read where a run stands, and wait for the database as long as it takes."""
+
+    def read_once() -> Row | None:
+        with own_transaction(runtime, writes=False) as connection:
+            return queries.look(connection, run_id)
+
+    return _until_answered(read_once)
+
+
+def _until_answered(ask: t.Callable[[], AnswerT]) -> AnswerT:
+    for tries in itertools.count(1):
+        try:
+            return ask()
+        except Exception as error:
+            if tries >= FRESH_TRIES and not is_transient(error):
+                raise
+            if tries == FRESH_TRIES:
+                logger.warning("Waiting for the database: %s", one_line(error))
+            pause(tries)
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+def pause(tries: int) -> None:
+    """Wait before the next try, longer from try to try."""
+    time.sleep(min(0.02 * 2 ** min(tries, 10), LONGEST_PAUSE) * random.uniform(0.5, 1.0))

@@ -1,0 +1,65 @@
+"""A run that a process holds, as a value, and what proves that it does."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import typing as t
+import uuid
+
+import sqlalchemy as sa
+
+from .database import clock
+from .models import EMPTIED, FORMAT, runs
+from .status import Status
+
+if t.TYPE_CHECKING:
+    Row = t.Any  # SQLAlchemy 2.0 and 2.1 differ in how a row is typed
+else:
+    Row = sa.Row
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A run that this process holds: its row, as of the version that proves it."""
+
+    id: int
+    uid: uuid.UUID
+    sequence: str
+    step: str
+    data: t.Mapping[str, t.Any]
+    key: str | None
+    options: t.Mapping[str, t.Any] | None
+    attempt: int
+    retries: int
+    crashes: int
+    version: int
+    worker_id: str | None
+    pid: int | None
+    created_at: datetime.datetime
+    step_started_at: datetime.datetime
+    now: datetime.datetime
+    """The database's clock when the row was read."""
+
+    @property
+    def held_seconds(self) -> float:
+        """How long the step had been performed when the row was read."""
+        return (self.now - self.step_started_at).total_seconds()
+
+
+CLAIM_COLUMNS = (
+    *(runs.c[field.name] for field in dataclasses.fields(Claim) if field.name != "now"),
+    clock().label("now"),
+)
+"""What is read for a claim."""
+
+
+def holds(claim: Claim, row: Row) -> bool:
+    """Tell whether a row is held by the process that made a claim."""
+    holder = (row.status, row.worker_id, row.pid)
+    return holder == (Status.RUNNING, claim.worker_id, claim.pid)
+
+
+def is_known_format(row: Row) -> bool:
+    """Tell whether a row was written in a form that this release knows."""
+    return bool(EMPTIED < row.format <= FORMAT)

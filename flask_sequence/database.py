@@ -1,0 +1,279 @@
+"""What differs between databases: the clock, short connections, errors that deserve a try."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.pool import NullPool
+
+from .columns import UTCDateTime
+
+SERVER_SECONDS = 2
+"""What a short connection may take at most to connect, and for one statement."""
+
+NO_ANSWER = (sa.exc.OperationalError, sa.exc.InterfaceError)
+"""What is raised where a server is not reached, or lets nobody in."""
+
+_TRANSIENT_SQLSTATES = frozenset(
+    {"40001", "40P01", "55P03", "57014", "25006", "25P03", "25P04", "53300", "53100"}
+)
+_TRANSIENT_CLASSES = ("08", "57P")
+_TRANSIENT_MYSQL = frozenset(
+    {1020, 1021, 1040, 1053, 1114, 1205, 1213, 1290, 1317, 1836, 1927, 1969}
+    | {2002, 2003, 2006, 2013, 2014, 2055, 3024, 4031}
+)
+_TRANSIENT_SQLITE = frozenset({5, 6, 8, 10, 13, 15})
+# BUSY, LOCKED, READONLY, IOERR, FULL, PROTOCOL (a race for the locks of a WAL)
+_IN_ERROR = 3
+"""PostgreSQL's status of a transaction in which a statement has failed."""
+_GUARD = "flask_sequence_step"
+
+
+class _Later(sa.sql.functions.FunctionElement[datetime.datetime]):
+    inherit_cache = True
+    type: UTCDateTime = UTCDateTime()
+
+    def __init__(self, seconds: float | sa.BindParameter[int]) -> None:
+        if not isinstance(seconds, sa.BindParameter):
+            seconds = sa.literal(round(seconds * 1_000_000), sa.BigInteger)
+        super().__init__(seconds)
+
+
+def later(seconds: float | sa.BindParameter[int] = 0.0) -> sa.ColumnElement[datetime.datetime]:
+    """Give the database's clock at the statement, plus some seconds.
+
+    PostgreSQL's ``now()`` is the start of the transaction, so a lease could not be counted by it.
+
+    :param seconds: How much later; a negative number is earlier. A parameter of a statement
+        gives it in microseconds.
+    """
+    return _Later(seconds)
+
+
+class _Moment(_Later):
+    inherit_cache = True
+
+
+def moment(seconds: float = 0.0) -> sa.ColumnElement[datetime.datetime]:
+    """Give the same as ``later``, for a comparison that an index is to serve.
+
+    PostgreSQL looks up no index by a function that may change from row to row.
+
+    :param seconds: How much later; a negative number is earlier.
+    """
+    return _Moment(seconds)
+
+
+def clock() -> sa.ColumnElement[datetime.datetime]:
+    """Give the database's clock at the statement, in UTC with microseconds.
+
+    SQLite's own clock counts milliseconds.
+    """
+    return later()
+
+
+@compiles(_Later, "postgresql")
+def _later_postgresql(element: _Later, compiler: t.Any, **kw: t.Any) -> str:
+    micros = compiler.process(element.clauses, **kw)
+    return f"(clock_timestamp() + {micros} * interval '1 microsecond')"
+
+
+@compiles(_Moment, "postgresql")
+def _moment_postgresql(element: _Moment, compiler: t.Any, **kw: t.Any) -> str:
+    return f"(SELECT {_later_postgresql(element, compiler, **kw)})"
+
+
+@compiles(_Later, "mysql")
+@compiles(_Later, "mariadb")
+def _later_mysql(element: _Later, compiler: t.Any, **kw: t.Any) -> str:
+    micros = compiler.process(element.clauses, **kw)
+    return f"(UTC_TIMESTAMP(6) + INTERVAL {micros} MICROSECOND)"
+
+
+@compiles(_Later, "sqlite")
+def _later_sqlite(element: _Later, compiler: t.Any, **kw: t.Any) -> str:
+    micros = compiler.process(element.clauses, **kw)
+    shift = f"printf('%+.3f seconds', {micros} / 1000000.0)"
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {shift})"
+
+
+def is_mysql(connection: sa.Connection) -> bool:
+    """Tell whether the connection leads to MariaDB or MySQL."""
+    return connection.dialect.name in {"mysql", "mariadb"}
+
+
+def begin_immediate(connection: sa.Connection) -> None:
+    """Take SQLite's write lock now, waiting for it: a read that turns into a write may fail."""
+    if connection.dialect.name == "sqlite" and not _in_driver_transaction(connection):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _in_driver_transaction(connection: sa.Connection) -> bool:
+    return bool(getattr(connection.connection.dbapi_connection, "in_transaction", False))
+
+
+@sa.event.listens_for(sa.Engine, "savepoint")
+def _begin_before_savepoint(connection: sa.Connection, name: str) -> None:
+    # With the driver's stock settings a savepoint opens no transaction: it would be
+    # visible to others before the commit, and survive a rollback.
+    begin_immediate(connection)
+
+
+@contextlib.contextmanager
+def short_transaction(
+    bind: sa.Engine | sa.Connection, *, writes: bool = True
+) -> t.Iterator[sa.Connection]:
+    """Run one short transaction, committed at the end, rolled back on an error.
+
+    :param bind: An engine; or a connection, where a test has wrapped itself in a transaction.
+    :param writes: Whether it will write; on SQLite only one transaction at a time can.
+    """
+    if isinstance(bind, sa.Connection):
+        with bind.begin_nested():
+            yield bind
+    else:
+        with bind.connect() as connection, connection.begin():
+            if writes:
+                begin_immediate(connection)
+            yield connection
+
+
+def short_engine(bind: sa.Engine, connect_args: t.Mapping[str, t.Any]) -> sa.Engine:
+    """Make an engine for a thread of its own, which keeps no connection and waits for none long.
+
+    :param bind: The application's engine to the same database.
+    :param connect_args: The arguments for the driver that the application's engine was made with.
+    """
+    limits: dict[str, t.Any] = {}
+    if bind.dialect.name == "postgresql" and bind.dialect.driver in {"psycopg", "psycopg2"}:
+        limits = {"connect_timeout": SERVER_SECONDS, "tcp_user_timeout": SERVER_SECONDS * 1000}
+    elif bind.dialect.driver in {"pymysql", "mysqldb"}:
+        limits = dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), SERVER_SECONDS)
+    elif bind.dialect.name == "sqlite":
+        limits = {"timeout": SERVER_SECONDS}
+    return sa.create_engine(bind.url, poolclass=NullPool, connect_args={**connect_args, **limits})
+
+
+def bound_statements(connection: sa.Connection) -> None:
+    """Let no statement of this transaction take long."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{SERVER_SECONDS}s'")
+
+
+def set_guard(connection: sa.Connection) -> None:
+    """Begin to watch for writes that MariaDB drops by itself: after a deadlock, or DDL."""
+    if is_mysql(connection):
+        connection.exec_driver_sql(f"SAVEPOINT {_GUARD}")
+
+
+def release_guard(connection: sa.Connection) -> bool:
+    """Tell whether all that was written since ``set_guard`` still stands."""
+    if is_mysql(connection):
+        try:
+            connection.exec_driver_sql(f"RELEASE SAVEPOINT {_GUARD}")
+        except sa.exc.OperationalError as error:
+            if error.orig is not None and error.orig.args[0] == 1305:
+                return False
+            raise
+    return True
+
+
+@contextlib.contextmanager
+def bounded_lock_wait(connection: sa.Connection, seconds: int) -> t.Iterator[None]:
+    """Let no statement wait for a lock of another transaction longer than this."""
+    if connection.dialect.name == "postgresql":
+        read, write = "SHOW lock_timeout", "SELECT set_config('lock_timeout', %(v)s, true)"
+        value: t.Any = f"{seconds}s"
+    elif is_mysql(connection):
+        read = "SELECT @@innodb_lock_wait_timeout"
+        write, value = "SET SESSION innodb_lock_wait_timeout = %(v)s", seconds
+    else:
+        yield  # SQLite's driver has a bound of its own
+        return
+    before = connection.exec_driver_sql(read).scalar_one()
+    connection.exec_driver_sql(write, {"v": value})
+    try:
+        yield
+    finally:
+        connection.exec_driver_sql(write, {"v": before})
+
+
+def is_memory(engine: sa.Engine) -> bool:
+    """Tell whether a database lives in this process only."""
+    name = engine.url.database or ""
+    in_memory = name in {"", ":memory:"} or "mode=memory" in str(engine.url)
+    return engine.dialect.name == "sqlite" and in_memory
+
+
+def is_aborted(connection: sa.Connection) -> bool:
+    """Tell whether PostgreSQL will answer COMMIT with a silent ROLLBACK."""
+    driver = connection.connection.dbapi_connection
+    return getattr(getattr(driver, "info", None), "transaction_status", None) == _IN_ERROR
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether the database itself asks for another try: a deadlock, a lock, a lost connection.
+
+    It goes by the driver's code, since any text may stand in a bound parameter.
+
+    :param error: What was raised; only SQLAlchemy's ``DBAPIError`` can be transient.
+    """
+    if isinstance(error, sa.exc.DBAPIError):
+        return error.connection_invalidated or _is_transient_code(error)
+    return isinstance(error, sa.exc.TimeoutError)  # no connection left in the pool
+
+
+def is_after_failure(error: BaseException) -> bool:
+    """Tell whether a statement was refused since one before it had failed, maybe unseen.
+
+    :param error: What was raised; by PostgreSQL, or by SQLAlchemy.
+    """
+    if isinstance(error, sa.exc.PendingRollbackError):
+        return True
+    return isinstance(error, sa.exc.DBAPIError) and bool(_sqlstate(error.orig) == "25P02")
+
+
+def is_lock_timeout(error: sa.exc.DBAPIError) -> bool:
+    """Tell whether a statement waited for a lock longer than it was allowed to."""
+    if (sqlite_code := getattr(error.orig, "sqlite_errorcode", None)) is not None:
+        return bool(sqlite_code & 0xFF == 5)  # BUSY; there is one lock for all
+    return bool(_sqlstate(error.orig) == "55P03" or _number(error.orig) == 1205)
+
+
+def _sqlstate(error: BaseException | None) -> t.Any:
+    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+
+
+def _number(error: BaseException | None) -> t.Any:
+    return error.args[0] if error is not None and error.args else None
+
+
+def _is_transient_code(error: sa.exc.DBAPIError) -> bool:
+    number = _number(error.orig)
+    if isinstance(number, int):
+        return number in _TRANSIENT_MYSQL  # Its own state says little: HY000 for a lock, too.
+    sqlstate = _sqlstate(error.orig)
+    if isinstance(sqlstate, str):
+        return sqlstate in _TRANSIENT_SQLSTATES or sqlstate.startswith(_TRANSIENT_CLASSES)
+    sqlite_code = getattr(error.orig, "sqlite_errorcode", None)
+    if sqlite_code is not None:
+        return sqlite_code & 0xFF in _TRANSIENT_SQLITE
+    # There is no answer to have a code: the server was not reached, or the driver refused.
+    has_codes = hasattr(error.orig, "sqlstate") or hasattr(error.orig, "pgcode")
+    return has_codes and isinstance(error, NO_ANSWER)
+
+
+def is_missing_table(error: BaseException | None) -> bool:
+    """Tell whether a driver's error says that a table does not exist."""
+    if getattr(error, "sqlite_errorname", None) == "SQLITE_ERROR":
+        return "no such table" in str(error)  # SQLite has no code of its own for it
+    return bool(_sqlstate(error) == "42P01" or _number(error) == 1146)
+
+
+def is_integrity_error(error: BaseException) -> bool:
+    """Tell whether a constraint refused a statement."""
+    return isinstance(error, sa.exc.IntegrityError)

@@ -1,0 +1,255 @@
+"""What can go wrong, one exception per cause, and the interrupts, which are no errors."""
+
+from __future__ import annotations
+
+import typing as t
+
+
+class SequenceError(Exception):
+    """The base of every error that flask-sequence raises.
+
+    .. versionadded:: 0.1
+    """
+
+
+class SetupError(SequenceError, RuntimeError):
+    """The extension, the database or Celery is not set up; the text says what to do.
+
+    .. versionadded:: 0.1
+    """
+
+
+class ConfigError(SequenceError, ValueError):
+    """A ``SEQUENCE_*`` setting is misspelt or has a value that cannot be used.
+
+    :param key: The key in ``app.config``.
+    :param problem: What is wrong with it, and the cure.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key} {problem}")
+        self.key = key
+
+
+class DefinitionError(SequenceError, TypeError):
+    """The base of the errors in how a step or a sequence is written.
+
+    They are raised where the class or function is defined, never in a worker.
+
+    .. versionadded:: 0.1
+    """
+
+
+class InvalidStepError(DefinitionError):
+    """Something in ``steps``, or under ``@step``, cannot be used as a step.
+
+    .. versionadded:: 0.1
+    """
+
+
+class EmptySequenceError(DefinitionError):
+    """``steps`` of a sequence holds no step.
+
+    .. versionadded:: 0.1
+    """
+
+
+class DuplicateStepError(DefinitionError):
+    """Two steps of a sequence have the same name.
+
+    .. versionadded:: 0.1
+    """
+
+
+class DuplicateSequenceError(DefinitionError):
+    """Two sequences of different modules have the same name.
+
+    .. versionadded:: 0.1
+    """
+
+
+class InvalidNameError(DefinitionError):
+    """The name of a step or a sequence cannot be stored or shown.
+
+    .. versionadded:: 0.1
+    """
+
+
+class ReservedNameError(DefinitionError):
+    """A step class overrides a name that flask-sequence sets on every step.
+
+    .. versionadded:: 0.1
+    """
+
+
+class UnknownOptionError(DefinitionError):
+    """An option is misspelt, or is one of Celery's that has no meaning here.
+
+    .. versionadded:: 0.1
+    """
+
+
+class InvalidOptionError(DefinitionError, ValueError):
+    """An option has a value of the wrong type or out of its range.
+
+    .. versionadded:: 0.1
+    """
+
+
+class AsyncStepError(DefinitionError):
+    """``perform`` is ``async`` and Flask's ``async`` extra is not installed.
+
+    .. versionadded:: 0.1
+    """
+
+
+class DataError(SequenceError, TypeError):
+    """Data holds something that would not come back from every database as it went in.
+
+    :param path: Where in the data, for example ``data["order"]["lines"][3]``.
+    :param problem: What is wrong there, and the cure.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+
+
+class DataTooLargeError(DataError):
+    """Data takes more bytes than ``SEQUENCE_MAX_DATA_BYTES`` allows.
+
+    .. versionadded:: 0.1
+    """
+
+
+class UnknownSequenceError(SequenceError, LookupError):
+    """No sequence of that name is known to this process.
+
+    :param name: The name that was asked for.
+    :param known: The names that are known.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self, name: str, known: t.Iterable[str] = ()) -> None:
+        names = ", ".join(sorted(known)) or "none"
+        super().__init__(
+            f"No sequence {name!r} is known here (known: {names}). Check the name, or name the"
+            " module that defines it in SEQUENCE_IMPORTS."
+        )
+        self.name = name
+
+
+class RunNotFoundError(SequenceError, LookupError):
+    """There is no committed run with that id.
+
+    :param run_id: The id that was looked for.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self, run_id: int) -> None:
+        super().__init__(f"There is no run {run_id}; was the session that started it committed?")
+        self.run_id = run_id
+
+
+class MoveRefusedError(SequenceError, ValueError):
+    """A run cannot be retried or cancelled from where it stands.
+
+    :param run_id: The run.
+    :param problem: Why the move is refused, and what can be done instead.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self, run_id: int, problem: str) -> None:
+        super().__init__(f"Run {run_id} {problem}")
+        self.run_id = run_id
+
+
+class ReadOnlyError(SequenceError, AttributeError):
+    """A row of flask-sequence was written through the ORM; the text names the method to call.
+
+    .. versionadded:: 0.1
+    """
+
+
+class KeyBusyError(SequenceError, TimeoutError):
+    """Another transaction is starting a run with the same key and has not ended in time.
+
+    :param sequence: The name of the sequence.
+    :param key: The key.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self, sequence: str, key: str) -> None:
+        super().__init__(
+            f"Another open transaction is starting {sequence} with the key {key!r} and does not"
+            " end. Roll back, and start again; keep transactions with a keyed start short."
+        )
+        self.sequence = sequence
+        self.key = key
+
+
+class StepInterrupted(SequenceError):  # noqa: N818
+    """A step that was called in place was ended by ``self.retry()``, ``fail()`` or ``finish()``.
+
+    :param interrupt: What the step raised.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self, interrupt: Interrupt) -> None:
+        super().__init__(f"The step was ended by {interrupt}.")
+        self.interrupt = interrupt
+
+
+class TransactionDoomedError(SequenceError):
+    """The server has dropped earlier writes of the step's transaction; it cannot be committed."""
+
+
+class Interrupt(BaseException):
+    """Ends a step from inside; no error, so that a step's ``except Exception`` lets it through."""
+
+
+class RetryInterrupt(Interrupt):
+    """``self.retry()``: roll back to the last checkpoint and run the step again later.
+
+    :param cause: The exception that is the reason, if there is one.
+    :param countdown: Seconds to wait; ``None`` takes the delay from the step's policy.
+    """
+
+    def __init__(self, cause: BaseException | None = None, countdown: float | None = None) -> None:
+        super().__init__("self.retry()")
+        self.cause = cause
+        self.countdown = countdown
+
+
+class FailInterrupt(Interrupt):
+    """``self.fail()``: roll back to the last checkpoint and fail the run, without a retry.
+
+    :param reason: One sentence for ``run.error``.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"self.fail({reason!r})")
+        self.reason = reason
+
+
+class FinishInterrupt(Interrupt):
+    """``self.finish()``: commit, and end the run here without its remaining steps."""
+
+    def __init__(self) -> None:
+        super().__init__("self.finish()")
+
+
+class ClaimLost(Interrupt):
+    """The run was cancelled, or taken over by another process; nothing more can be committed."""
+
+    def __init__(self) -> None:
+        super().__init__("the loss of the claim")

@@ -1,0 +1,149 @@
+"""Sequence: the extension, registered with a Flask application."""
+
+from __future__ import annotations
+
+import logging
+import typing as t
+
+from flask import Flask, Response, g
+from flask_sqlalchemy import SQLAlchemy
+
+from . import control
+from . import worker as worker  # connects Celery's signals
+from .cli import sequence_cli
+from .config import Settings
+from .errors import InvalidStepError, SetupError
+from .migration import install_render_item
+from .models import join_metadata
+from .runtime import Runtime
+from .tasks import find_celery, publish, register
+from .transaction import uncommitted
+
+if t.TYPE_CHECKING:
+    from celery import Celery
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
+
+
+class Sequence:
+    """Runs sequences on the Celery workers and the database of a Flask application.
+
+    :param app: The application, if it exists already; else call :meth:`init_app`.
+    :param db: The application's Flask-SQLAlchemy; by default the one that it was given to.
+    :param celery: The application's Celery; by default ``app.extensions["celery"]``, looked up
+        when it is first needed. Where there is none, one is made from ``app.config["CELERY"]``,
+        or on a broker in the instance folder that needs no server.
+    :raises SetupError: See :meth:`init_app`.
+    :raises ConfigError: See :meth:`init_app`.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        db: SQLAlchemy | None = None,
+        celery: Celery | None = None,
+    ) -> None:
+        self._db = db
+        self._celery_app = celery
+        if app is not None:
+            self.init_app(app)
+
+    def __init_subclass__(cls, **kwargs: t.Any) -> None:
+        raise InvalidStepError(
+            f"{cls.__name__} inherits from Sequence, which is the extension: a sequence is a"
+            f" subclass of BaseSequence: class {cls.__name__}(BaseSequence)."
+        )
+
+    def init_app(
+        self, app: Flask, db: SQLAlchemy | None = None, celery: Celery | None = None
+    ) -> None:
+        """Register the models, the command and the listeners with an application.
+
+        :param app: The application, configured, and known to Flask-SQLAlchemy already.
+        :param db: See the class.
+        :param celery: See the class.
+        :raises SetupError: If Flask-SQLAlchemy was not initialised first, this extension was
+            already, the engine commits by itself, or ``app`` is no application.
+        :raises ConfigError: If a ``SEQUENCE_*`` setting is misspelt or cannot be used.
+
+        .. versionadded:: 0.1
+        """
+        if not isinstance(app, Flask):
+            raise SetupError(
+                f"Sequence takes the Flask application first, and was given a {type(app).__name__}:"
+                " Sequence(app, db=db), or Sequence() and sequence.init_app(app) later."
+            )
+        if "sequence" in app.extensions:
+            raise SetupError(
+                f"A Sequence is registered with {app.name!r} already: import and use that one."
+            )
+        db = db or self._db or app.extensions.get("sqlalchemy")
+        if db is None or "sqlalchemy" not in app.extensions:
+            raise SetupError(
+                "Flask-SQLAlchemy comes first: call db.init_app(app) before sequence.init_app(app)."
+            )
+        settings = Settings.from_config(app.config)
+        _refuse_autocommit(app)
+        join_metadata(db, settings.bind_key)
+        runtime = Runtime(
+            app=app,
+            settings=settings,
+            db=db,
+            verbs=control,
+            find_celery=find_celery,
+            publish=publish,
+            celery_app=celery or self._celery_app,
+        )
+        app.extensions = Extensions({**app.extensions, "sequence": runtime})
+        register(runtime)
+        _warn_of_forgotten_commits(app, db)
+        install_render_item(app)
+        app.cli.add_command(sequence_cli)
+
+
+class Extensions(dict[str, t.Any]):
+    """``app.extensions``, with a Celery application for whoever asks for one.
+
+    So that ``celery_app = app.extensions["celery"]`` gives ``celery -A`` what it looks for, also
+    where the application sets up none of its own, and may still do so after this extension.
+    """
+
+    def __missing__(self, key: str) -> t.Any:
+        if key != "celery":
+            raise KeyError(key)
+        return self["sequence"].celery
+
+
+def _refuse_autocommit(app: Flask) -> None:
+    options = app.config.get("SQLALCHEMY_ENGINE_OPTIONS", {})
+    places = (options, options.get("execution_options", {}))
+    if any(place.get("isolation_level") == "AUTOCOMMIT" for place in places):
+        raise SetupError(
+            "The engine commits each statement by itself (isolation_level AUTOCOMMIT), so that a"
+            " step and its effects cannot be one commit: remove it from SQLALCHEMY_ENGINE_OPTIONS,"
+            " or keep it to a bind of its own."
+        )
+
+
+def _warn_of_forgotten_commits(app: Flask, db: SQLAlchemy) -> None:
+    @app.after_request
+    def note_status(response: Response) -> Response:
+        g._sequence_response = response.status_code
+        return response
+
+    @app.teardown_request
+    def note_request(error: BaseException | None) -> None:
+        g._sequence_response = g.get("_sequence_response", 500)
+
+    @app.teardown_appcontext
+    def warn(error: BaseException | None) -> None:
+        if error is not None or g.get("_sequence_response", 200) >= 400:
+            return
+        if db.session.registry.has() and (names := uncommitted(db.session())):
+            logger.warning(
+                "Started and never committed, so they will not run: %s. Call db.session.commit()"
+                " after start().",
+                ", ".join(names),
+            )

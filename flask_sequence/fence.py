@@ -1,0 +1,249 @@
+"""The fence: what stands before every commit of a step, and lets only the holder through."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import logging
+import typing as t
+
+import sqlalchemy as sa
+from flask.globals import app_ctx
+from sqlalchemy.orm import Session, SessionTransaction
+
+from . import queries, store
+from .claims import Claim, Row, holds
+from .data import decode_text, encode
+from .database import is_aborted, release_guard, set_guard, short_transaction
+from .errors import ClaimLost, TransactionDoomedError
+from .runtime import Runtime
+from .sessions import bind_of, connection_of
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
+
+Move = t.Callable[[sa.Connection, Claim, str | None], bool]
+"""A move of ``store`` with everything settled but the claim and the changed data."""
+
+
+class Fence:
+    """Stands before every commit of the session in which a step writes.
+
+    ``db.session.commit()`` in a step is a checkpoint; the runner's own commit carries the move
+    that it has put into ``move``. Either goes through only by the version of the claim.
+
+    :param runtime: The application's runtime.
+    :param claim: The claim, by which the first commit goes.
+    :param data: Gives the step's data.
+    :param text: The data of the claim, encoded, where they are known.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        claim: Claim,
+        data: t.Callable[[], t.Mapping[str, t.Any]],
+        text: str | None = None,
+    ) -> None:
+        self.runtime = runtime
+        self.claim: Claim = claim
+        self.move: Move = t.cast(Move, store.checkpoint)
+        self.moved: bool = False
+        self._data = data
+        self.text: str = encode(claim.data) if text is None else text
+        """The data as of the last commit, encoded."""
+        self._sent: str | None = None
+        self._sent_move = self.move
+        self._other_bind = False
+        self._connection: sa.Connection | None = None
+        self._context: object = None
+        self._sessions: list[Session] = []
+
+    @property
+    def unknown(self) -> bool:
+        """Whether a commit was sent and its answer has not come."""
+        return self._sent is not None
+
+    @property
+    def carries_move(self) -> bool:
+        """Whether the commit that was sent is the runner's own, with which the step ends."""
+        return self._sent_move is not store.checkpoint
+
+    @property
+    def saved(self) -> Claim:
+        """The claim with the data as of the last commit."""
+        return dataclasses.replace(self.claim, data=decode_text(self.text))
+
+    def passed(self) -> None:
+        """Take it that the commit that was sent went through."""
+        assert self._sent is not None
+        self.claim = dataclasses.replace(self.claim, version=self.claim.version + 1)
+        self.text, self._sent = self._sent, None
+        self.moved = self.carries_move
+
+    def enter(self) -> None:
+        """Stand in the app context that is active here."""
+        self._context = app_ctx._get_current_object()  # type: ignore[attr-defined]
+
+    def covers(self, session: Session) -> bool:
+        """Tell whether a session is the step's ``db.session``, whichever that is by now."""
+        if app_ctx._get_current_object() is not self._context:  # type: ignore[attr-defined]
+            return False
+        return session is self.runtime.db.session()
+
+    def attach(self, session: Session) -> None:
+        """Listen to a session, behind all who listen already."""
+        if not any(session is known for known in self._sessions):
+            self._sessions.append(session)
+            sa.event.listen(session, "before_commit", self._before_commit)
+            sa.event.listen(session, "after_commit", self._after_commit)
+
+    def detach(self) -> None:
+        """Stop to listen."""
+        for session in self._sessions:
+            sa.event.remove(session, "before_commit", self._before_commit)
+            sa.event.remove(session, "after_commit", self._after_commit)
+        self._sessions.clear()
+
+    def begun(self, transaction: SessionTransaction, connection: sa.Connection) -> None:
+        """Note that a session has begun a transaction on a connection."""
+        if transaction.parent is not None:
+            return
+        if connection.engine is bind_of(self.runtime).engine:
+            set_guard(connection)
+        else:
+            self._other_bind = True
+
+    def _before_commit(self, session: Session) -> None:
+        if session.in_nested_transaction():
+            return
+        text = encode(self._data(), max_bytes=self.runtime.settings.max_data_bytes)
+        session.flush()
+        connection = connection_of(session)
+        if isinstance(bind_of(self.runtime), sa.Connection):
+            _check_guard(connection)  # in a test's own transaction, which is not committed
+        if self.unknown:
+            self._ask(connection)
+        if self._other_bind:
+            self._check(connection)
+        elif not self.move(connection, self.claim, self._changed(text)):
+            raise ClaimLost
+        self._sent, self._sent_move, self._connection = text, self.move, connection
+
+    def check_sent(self, connection: sa.Connection) -> None:
+        """Refuse a COMMIT of what the server has dropped, or will drop, without a word."""
+        if not self.unknown or connection is not self._connection:
+            return
+        _check_guard(connection)
+        if is_aborted(connection):
+            raise TransactionDoomedError(
+                "A statement failed after the step had ended, in a listener of the application"
+                " that did not raise the error: nothing of the transaction can be committed."
+            )
+
+    def _after_commit(self, session: Session) -> None:
+        if session.in_nested_transaction() or self._sent is None:
+            return
+        if self._other_bind:
+            self._move_afterwards(self._sent)
+        self.passed()
+
+    def _changed(self, text: str) -> str | None:
+        return None if text == self.text else text
+
+    def _ask(self, connection: sa.Connection) -> None:
+        # A commit of this step has raised, and the step goes on: did it go through?
+        row = queries.look(connection, self.claim.id)
+        if row is not None and row.version == self.claim.version + 1 and self._is_ours(row):
+            self.passed()
+        self._sent = None
+
+    def _check(self, connection: sa.Connection) -> None:
+        row = queries.look(connection, self.claim.id)
+        if row is None or row.version != self.claim.version or not self._is_ours(row):
+            raise ClaimLost
+
+    def _is_ours(self, row: Row) -> bool:
+        return holds(self.claim, row)
+
+    def _move_afterwards(self, text: str) -> None:
+        # Two databases cannot be committed as one: the step's writes come first, so that they
+        # happen at least once.
+        self._other_bind = False
+        _warn_of_other_bind(self.claim.sequence, self.claim.step)
+        with short_transaction(bind_of(self.runtime)) as connection:
+            if not self.move(connection, self.claim, self._changed(text)):
+                raise ClaimLost
+
+
+def _check_guard(connection: sa.Connection) -> None:
+    if not release_guard(connection):
+        raise TransactionDoomedError(
+            "The server has dropped earlier writes of this transaction, after a deadlock or a"
+            " statement that commits by itself (DDL)."
+        )
+
+
+@functools.cache
+def _warn_of_other_bind(sequence: str, step: str) -> None:
+    logger.warning(
+        "Step %s.%s uses more than one bind: its writes happen at least once, not exactly once."
+        " Keep a step's writes in the bind of the runs.",
+        sequence,
+        step,
+    )
+
+
+_fence: contextvars.ContextVar[Fence | None] = contextvars.ContextVar("fence", default=None)
+
+
+@contextlib.contextmanager
+def fenced(fence: Fence) -> t.Iterator[Fence]:
+    """Let a fence stand before every commit of ``db.session`` in this app context."""
+    token = _fence.set(fence)
+    try:
+        fence.enter()
+        yield fence
+    finally:
+        _fence.reset(token)
+        fence.detach()
+
+
+@contextlib.contextmanager
+def unfenced() -> t.Iterator[None]:
+    """Leave the step that is being performed here, for a run that is performed inside it."""
+    token = _fence.set(None)
+    try:
+        yield
+    finally:
+        _fence.reset(token)
+
+
+def run_in_hand() -> int | None:
+    """Give the id of the run of which a step is being performed here."""
+    fence = _fence.get()
+    return None if fence is None else fence.claim.id
+
+
+@sa.event.listens_for(Session, "after_transaction_create")
+def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
+    fence = _fence.get()
+    if fence is not None and transaction.parent is None and fence.covers(session):
+        fence.attach(session)
+
+
+@sa.event.listens_for(Session, "after_begin")
+def _after_begin(
+    session: Session, transaction: SessionTransaction, connection: sa.Connection
+) -> None:
+    fence = _fence.get()
+    if fence is not None and fence.covers(session):
+        fence.begun(transaction, connection)
+
+
+@sa.event.listens_for(sa.Engine, "commit")
+def _before_real_commit(connection: sa.Connection) -> None:
+    fence = _fence.get()
+    if fence is not None:
+        fence.check_sent(connection)

@@ -1,0 +1,206 @@
+"""Folders that many processes share: files appear whole, and are gone for who comes second."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import re
+import shutil
+import time
+import typing as t
+import uuid
+
+from kombu.utils.json import dumps
+
+LITTER_SECONDS = 3600.0
+"""After how long a file that was never renamed into place belongs to a dead process."""
+TRIES = 50
+"""How often a folder is created that somebody is deleting at the same time."""
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
+"""Failures to read that say something about this process, not about the file."""
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
+
+
+class Binding(t.NamedTuple):
+    """What leads a message from an exchange to a queue, in the order in which kombu reads it."""
+
+    routing_key: str
+    pattern: str
+    queue: str
+
+
+def quoted(name: str) -> str:
+    """Give a file name for any name of a queue or an exchange, and a different one for each.
+
+    Also where the file system does not tell capitals from small letters.
+
+    :param name: The name, with whatever characters.
+    :return: ASCII without dots and slashes, at most 150 characters.
+    """
+    text = re.sub(
+        rb"[^a-z0-9_-]", lambda m: b"%%%02x" % m[0][0], name.encode("utf-8", "surrogatepass")
+    ).decode()
+    if len(text) > 150:
+        return f"{text[:100]}~{hashlib.sha256(text.encode()).hexdigest()[:40]}"
+    return text or "~"
+
+
+@functools.lru_cache(maxsize=1000)
+def _subfolder(folder: pathlib.Path, name: str) -> pathlib.Path:
+    return folder / quoted(name)
+
+
+def make_folder(folder: pathlib.Path) -> None:
+    """Create a folder and its parents, for this user only, if they are not there.
+
+    :param folder: The folder.
+    :raises OSError: It cannot be created.
+    """
+    for tries_left in reversed(range(TRIES)):
+        try:
+            return folder.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError:
+            if not tries_left:
+                raise
+            make_folder(folder.parent)
+        except FileExistsError:  # a file; or it was deleted just after it had been found
+            if not tries_left:
+                raise
+
+
+def write_file(path: pathlib.Path, text: str) -> None:
+    """Write a file that nobody sees half-written: under a hidden name, then renamed into place.
+
+    :param path: Where to; its folder is created if it is not there, or no longer.
+    :param text: The content.
+    :raises OSError: The disk is full or the folder cannot be written.
+    """
+    hidden = path.with_name(f".{uuid.uuid4().hex}")
+    for tries_left in reversed(range(TRIES)):
+        try:
+            with open(hidden, "x", encoding="utf-8", opener=_open_private) as file:
+                file.write(text)
+            hidden.replace(path)
+        except FileNotFoundError:
+            if not tries_left:
+                raise
+            make_folder(path.parent)
+        except OSError:
+            hidden.unlink(missing_ok=True)
+            raise
+        else:
+            return
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def names_in(folder: pathlib.Path) -> list[str]:
+    """List a folder; one that was deleted is empty."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+def are_messages(names: list[str]) -> list[str]:
+    """Keep of the names in a queue's folder those of messages."""
+    return [name for name in names if name.endswith(".msg") and name[0] != "."]
+
+
+def remove_litter(folder: pathlib.Path) -> None:
+    """Remove what processes left that were killed while they wrote."""
+    for name in names_in(folder):
+        with contextlib.suppress(FileNotFoundError):
+            file = folder / name
+            if name[0] == "." and time.time() - file.stat().st_mtime > LITTER_SECONDS:
+                file.unlink()
+
+
+class Folders:
+    """Where a broker keeps its messages, and what leads them to their queues.
+
+    :param incoming: The folder of the folders in which messages are read.
+    :param outgoing: The same for writing; as a rule it is the same folder.
+    :param control: The folder of the bindings.
+    """
+
+    def __init__(
+        self, incoming: pathlib.Path, outgoing: pathlib.Path, control: pathlib.Path
+    ) -> None:
+        self.incoming = incoming
+        self.outgoing = outgoing
+        self.control = control
+        self.unreadable: pathlib.Path = incoming.parent / "unreadable"
+
+    def make(self) -> None:
+        """Create them, so that a wrong path is reported at once.
+
+        :raises OSError: They cannot be created.
+        """
+        for folder in (self.incoming, self.outgoing, self.control):
+            make_folder(folder)
+
+    def queue(self, queue: str, incoming: bool = False) -> pathlib.Path:
+        """Give the folder that holds the messages of a queue.
+
+        :param queue: The name of the queue.
+        :param incoming: Where to read, otherwise where to write; as a rule the same.
+        """
+        return _subfolder(self.incoming if incoming else self.outgoing, queue)
+
+    def exchange(self, exchange: str) -> pathlib.Path:
+        """Give the folder that holds the bindings of an exchange.
+
+        :param exchange: The name of the exchange.
+        """
+        return _subfolder(self.control, exchange)
+
+    def binding_file(self, exchange: str, binding: Binding) -> pathlib.Path:
+        """Give the file of one binding: none is ever rewritten, so none is lost without a lock.
+
+        :param exchange: The name of the exchange.
+        :param binding: The binding.
+        """
+        key = hashlib.sha256(dumps(binding).encode()).hexdigest()[:32]
+        return self.exchange(exchange) / f"{quoted(binding.queue)}.{key}.json"
+
+    def forget(self, queue: str) -> None:
+        """Delete a queue with its messages and all bindings that lead to it.
+
+        :param queue: The name of the queue.
+        """
+        for exchange in names_in(self.control):
+            for name in names_in(self.control / exchange):
+                if name.startswith(f"{quoted(queue)}."):
+                    (self.control / exchange / name).unlink(missing_ok=True)
+        shutil.rmtree(self.queue(queue, incoming=True), ignore_errors=True)
+
+    def set_aside(self, path: pathlib.Path, error: Exception) -> None:
+        """Put a file where nobody reads it again, and say so.
+
+        :param path: The file.
+        :param error: What came of reading it; raised again if it tells of this process only.
+        """
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise error
+        target = self.unreadable / f"{path.parent.name}-{path.name}"
+        make_folder(target.parent)
+        try:
+            path.replace(target)
+        except FileNotFoundError:
+            return
+        logger.error(
+            "A message could not be read (%s: %s) and was set aside as %s. If it was a nudge, the"
+            " sweep publishes it again; the file can be deleted.",
+            type(error).__name__,
+            str(error)[:200],
+            target,
+        )

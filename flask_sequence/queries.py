@@ -1,0 +1,138 @@
+"""What is read; nothing here changes a row."""
+
+from __future__ import annotations
+
+import typing as t
+
+import sqlalchemy as sa
+
+from .claims import CLAIM_COLUMNS, Claim, Row
+from .database import clock, later, moment
+from .models import runs, workers
+from .status import Status
+
+_NUDGE_COLUMNS = tuple(
+    runs.c[name] for name in ("id", "version", "sequence", "step", "options", "queue", "status")
+)
+
+
+def look(connection: sa.Connection, run_id: int) -> Row | None:
+    """Read where a run stands, and ``now``, the database's clock."""
+    names = ("format", "due_at", "worker_id", "pid", "step_started_at")
+    columns = (*_NUDGE_COLUMNS, *(runs.c[name] for name in names), clock().label("now"))
+    statement = sa.select(*columns).where(runs.c.id == run_id)
+    return connection.execute(statement).one_or_none()
+
+
+def find_active(connection: sa.Connection, sequence: str, key: str) -> int | None:
+    """Give the id of the active run with a key."""
+    statement = sa.select(runs.c.id).where(runs.c.sequence == sequence, runs.c.active_key == key)
+    return connection.execute(statement).scalar_one_or_none()
+
+
+def list_runs(
+    connection: sa.Connection, *, status: Status | None, sequence: str | None, limit: int
+) -> list[Row]:
+    """Give the newest runs, without their data."""
+    columns = ("id", "sequence", "step", "status", "key", "error", "updated_at")
+    statement = sa.select(*(runs.c[name] for name in columns)).order_by(runs.c.id.desc())
+    if status is not None:
+        statement = statement.where(runs.c.status == status)
+    if sequence is not None:
+        statement = statement.where(runs.c.sequence == sequence)
+    return list(connection.execute(statement.limit(limit)))
+
+
+def due(
+    connection: sa.Connection, *, queues: t.Collection[str], quiet: float, limit: int
+) -> list[Row]:
+    """Take the runs that are due, held by nobody and not published lately, the oldest first.
+
+    :param queues: Their queues.
+    :param quiet: Seconds since they were published last.
+    :param limit: The most to give.
+    """
+    statement = (
+        sa.select(*_NUDGE_COLUMNS)
+        .where(
+            runs.c.status == Status.WAITING,
+            runs.c.queue.in_(queues),
+            runs.c.due_at <= moment(),
+            runs.c.published_at.is_(None) | (runs.c.published_at <= later(-quiet)),
+        )
+        .order_by(runs.c.due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return list(connection.execute(statement))
+
+
+def count_due(connection: sa.Connection, *, queues: t.Collection[str], limit: int) -> int:
+    """Count the runs that are due and held by nobody, up to a limit."""
+    found = sa.select(runs.c.id).where(
+        runs.c.status == Status.WAITING, runs.c.queue.in_(queues), runs.c.due_at <= moment()
+    )
+    counted = sa.select(sa.func.count()).select_from(found.limit(limit).subquery())
+    return connection.execute(counted).scalar_one()
+
+
+def first_waiting(
+    connection: sa.Connection, *, ignore_due: bool, without: t.Collection[tuple[int, int]]
+) -> Row | None:
+    """Give the waiting run that is due first.
+
+    :param ignore_due: Whether those count that are due later.
+    :param without: Ids and versions that do not count.
+    """
+    statement = sa.select(runs.c.id, runs.c.version).where(runs.c.status == Status.WAITING)
+    for run_id, version in without:
+        statement = statement.where((runs.c.id != run_id) | (runs.c.version != version))
+    statement = statement.where(
+        runs.c.due_at.is_not(None) if ignore_due else runs.c.due_at <= moment()
+    )
+    return connection.execute(statement.order_by(runs.c.due_at, runs.c.id).limit(1)).first()
+
+
+def overdue_steps(
+    connection: sa.Connection, *, queues: t.Collection[str], overdue: float
+) -> list[tuple[str, str]]:
+    """Give sequence and step of what has been due for some seconds and nobody has claimed."""
+    statement = (
+        sa.select(runs.c.sequence, runs.c.step)
+        .where(
+            runs.c.status == Status.WAITING,
+            runs.c.queue.in_(queues),
+            runs.c.due_at <= moment(-overdue),
+        )
+        .distinct()
+    )
+    return [(row.sequence, row.step) for row in connection.execute(statement)]
+
+
+def blocked_steps(connection: sa.Connection) -> list[tuple[str, str]]:
+    """Give sequence and step of what is blocked."""
+    statement = sa.select(runs.c.sequence, runs.c.step).where(runs.c.status == Status.BLOCKED)
+    return [(row.sequence, row.step) for row in connection.execute(statement.distinct())]
+
+
+def held_by(connection: sa.Connection, worker_id: str, pid: int | None = None) -> list[Claim]:
+    """Give the runs that a worker holds, or one of its processes."""
+    condition = runs.c.worker_id == worker_id
+    return _claims(connection, condition if pid is None else condition & (runs.c.pid == pid))
+
+
+def orphans(connection: sa.Connection, limit: int) -> list[Claim]:
+    """Give runs whose worker no longer counts as alive."""
+    alive = (
+        sa.exists()
+        .where(workers.c.id == runs.c.worker_id, workers.c.seen_until > clock())
+        .correlate(runs)
+    )
+    return _claims(connection, ~alive, limit)
+
+
+def _claims(
+    connection: sa.Connection, condition: sa.ColumnElement[bool], limit: int | None = None
+) -> list[Claim]:
+    statement = sa.select(*CLAIM_COLUMNS).where(runs.c.status == Status.RUNNING, condition)
+    return [Claim(**row._mapping) for row in connection.execute(statement.limit(limit))]

@@ -1,0 +1,200 @@
+"""What everything below needs to know of one application; stands in for the extension."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import typing as t
+from dataclasses import dataclass, field
+
+from flask import current_app, has_app_context
+
+from .config import Settings
+from .definition import StepOptions
+from .errors import SetupError
+
+if t.TYPE_CHECKING:
+    from celery import Celery
+    from flask import Flask
+    from flask_sqlalchemy import SQLAlchemy
+
+    from .status import Status
+
+TASK = "flask_sequence.advance"
+"""The name of the one Celery task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nudge:
+    """What is published about a run: its id and its version, and how the message travels."""
+
+    run_id: int
+    version: int
+    label: str
+    """The sequence and the step, for logs."""
+    queue: str
+    priority: int | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    countdown: float = 0.0
+    """Seconds until the message is to be handed out."""
+
+
+class Verbs(t.Protocol):
+    """What a row can be asked to do."""
+
+    def retry(self, run: t.Any) -> None:
+        """Take a failed run up again from its failed step."""
+
+    def cancel(self, run: t.Any) -> None:
+        """Cancel a run that has not ended."""
+
+    def wait(self, run: t.Any, timeout: float) -> Status:
+        """Wait until a run is finished, failed or cancelled."""
+
+
+_numbers = itertools.count()
+
+
+@dataclass(kw_only=True, eq=False)
+class Runtime:
+    """The settings, database and Celery application of one Flask application."""
+
+    app: Flask
+    settings: Settings
+    db: SQLAlchemy
+    verbs: Verbs
+    find_celery: t.Callable[[Flask], Celery]
+    publish: t.Callable[[Runtime, t.Sequence[Nudge]], None]
+    celery_app: Celery | None = None
+    """The Celery application, once it is given or found."""
+    publisher: t.Any = field(default=None, repr=False)
+    """What this process publishes with; made when first needed."""
+    worker_id: str | None = None
+    """The id of the Celery worker that this process belongs to."""
+    in_worker: bool = False
+    """Whether this process is one of a Celery worker."""
+    stop_flag: t.Any = field(default=None, repr=False)
+    """A byte that a worker shares with its processes: set once it is asked to stop."""
+    number: int = field(default_factory=lambda: next(_numbers))
+    """Counts up the runtimes of this process."""
+    host: str = field(default_factory=socket.gethostname)
+    _default_queue: str | None = field(default=None, repr=False)
+
+    @property
+    def celery(self) -> Celery:
+        """The Celery application, looked up when it is first needed."""
+        if self.celery_app is None:
+            self.celery_app = self.find_celery(self.app)
+        return self.celery_app
+
+    @property
+    def known_celery(self) -> Celery | None:
+        """The Celery application, if there is one already; none is made."""
+        return self.celery_app or self.app.extensions.get("celery")
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether runs are performed where they are committed, for tests."""
+        return bool(self.celery.conf.task_always_eager)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the worker that this process belongs to has been asked to stop."""
+        return self.stop_flag is not None and self.stop_flag[0] != 0
+
+    @property
+    def time_limit(self) -> float | None:
+        """Celery's own time limit for all tasks, in seconds."""
+        return t.cast("float | None", self.celery.conf.task_time_limit)
+
+    @property
+    def label(self) -> str:
+        """The host and process, for the history."""
+        return f"{self.host}:{os.getpid()}"
+
+    def queue_of(self, options: StepOptions, chosen: t.Mapping[str, t.Any] | None) -> str:
+        """Give the queue of a step: its own, then the run's, then the configured one.
+
+        :param options: The options of the step.
+        :param chosen: What ``set()`` chose for the run.
+        """
+        return options.queue or (chosen or {}).get("queue") or self.default_queue
+
+    @property
+    def default_queue(self) -> str:
+        """``SEQUENCE_QUEUE``, or where Celery routes our task."""
+        if self._default_queue is None:
+            name = self.settings.queue
+            if name is None:
+                queue = self.celery.amqp.router.route({}, TASK)["queue"]
+                name = str(getattr(queue, "name", queue))
+            self._default_queue = name
+        return self._default_queue
+
+    def rides(self, delay: float) -> bool:
+        """Tell whether a nudge may wait in the broker; for a longer delay the sweep sends it.
+
+        There is no sweep in eager mode, which ignores delays.
+
+        :param delay: Seconds until it is due.
+        """
+        return self.is_eager or delay < (self.settings.sweep_seconds or 5.0)
+
+    def nudge(
+        self,
+        run: t.Any,
+        options: StepOptions,
+        *,
+        version: int | None = None,
+        step: str | None = None,
+        countdown: float = 0.0,
+    ) -> Nudge:
+        """Make the nudge for a run.
+
+        :param run: A row of ``sequence_runs``, or anything with its attributes.
+        :param options: The options of the step that it stands at.
+        :param version: The version to name, where it is no longer the row's.
+        :param step: The step to name in logs, where it is no longer the row's.
+        :param countdown: Seconds until it is due.
+        """
+        chosen: t.Mapping[str, t.Any] = run.options or {}
+        return Nudge(
+            run_id=run.id,
+            version=run.version if version is None else version,
+            label=f"{run.sequence}.{step or run.step}",
+            queue=self.queue_of(options, chosen),
+            priority=options.priority if options.priority is not None else chosen.get("priority"),
+            time_limit=options.time_limit,
+            soft_time_limit=options.soft_time_limit,
+            countdown=countdown,
+        )
+
+
+def runtime_of(app: Flask) -> Runtime:
+    """Give the runtime of an application.
+
+    :param app: The application.
+    :raises SetupError: If the extension has not been initialised with it.
+    """
+    try:
+        return t.cast(Runtime, app.extensions["sequence"])
+    except KeyError:
+        raise SetupError(
+            f"Flask-Sequence is not initialised for {app.name!r}: call sequence.init_app(app) in"
+            " the function that creates the application, after db.init_app(app)."
+        ) from None
+
+
+def current_runtime() -> Runtime:
+    """Give the runtime of the application that is active here.
+
+    :raises SetupError: If no application is active, or the extension is not initialised with it.
+    """
+    if not has_app_context():
+        raise SetupError(
+            "No Flask application is active here. Start a run in a request or a CLI command,"
+            " or inside 'with app.app_context():'."
+        )
+    return runtime_of(current_app)

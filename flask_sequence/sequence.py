@@ -1,0 +1,167 @@
+"""BaseSequence: what the user inherits from; thin methods over ``control``."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import typing as t
+
+from . import control
+from .control import StartOptions
+from .definition import FunctionStep, SequenceDefinition, Step, define_sequence
+from .errors import EmptySequenceError
+from .models import SequenceRun
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedSequence:
+    """A sequence with the options of its next start; made by :meth:`BaseSequence.set`.
+
+    :param definition: The sequence.
+    :param options: What ``set()`` chose.
+
+    .. versionadded:: 0.1
+    """
+
+    definition: SequenceDefinition
+    options: StartOptions
+
+    def start(self, /, **data: t.Any) -> SequenceRun:
+        """Start a run; see :meth:`BaseSequence.start`.
+
+        :param data: What the steps will share.
+        :return: The run; with a key, perhaps the one that is active already.
+        :raises KeyBusyError: If another transaction with the same key does not end.
+        :raises DataError: If the data cannot be stored.
+        :raises SetupError: If no application is active, or the extension is not initialised.
+
+        .. versionadded:: 0.1
+        """
+        return control.start(self.definition, data, self.options)
+
+    def start_many(self, many: t.Iterable[t.Mapping[str, t.Any]], /) -> list[int]:
+        """Start many runs at once; see :meth:`BaseSequence.start_many`.
+
+        :param many: The data of each run.
+        :return: Their ids, in the same order.
+        :raises InvalidOptionError: If a key was chosen: it names one run.
+        :raises DataError: If the data of one cannot be stored; then none is started.
+        :raises SetupError: If no application is active, or the extension is not initialised.
+
+        .. versionadded:: 0.1
+        """
+        return control.start_many(self.definition, many, self.options)
+
+
+class BaseSequence:
+    """An ordered list of steps that share persisted data; inherit from it and list them.
+
+    .. code-block:: python
+
+        class ContactForm(BaseSequence):
+            steps = (CreateMessage, assign, SendReceipt)
+
+        run = ContactForm.start(name="Joel")
+        db.session.commit()
+
+    A subclass without ``steps`` is abstract: a place for what others share.
+
+    .. versionadded:: 0.1
+    """
+
+    name: t.ClassVar[str]
+    """Under which its runs are stored; by default the name of the class."""
+    steps: t.ClassVar[t.Sequence[type[Step[t.Any]] | FunctionStep[..., t.Any]]]
+    """The steps, in order."""
+    step_names: t.ClassVar[tuple[str, ...]] = ()
+    """The names of the steps, in order."""
+    _definition: t.ClassVar[SequenceDefinition | None] = None
+
+    def __init_subclass__(cls, **kwargs: t.Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+        if hasattr(cls, "steps"):
+            cls._definition = define_sequence(cls, cls.name, cls.steps)
+            cls.step_names = cls._definition.step_names
+
+    def __new__(cls, /, **data: t.Any) -> SequenceRun:  # type: ignore[misc]
+        """Start a run; shorthand for :meth:`start`.
+
+        :param data: What the steps will share, by name.
+        :return: The run.
+        :raises EmptySequenceError: If the class has no steps.
+        :raises DataError: If the data cannot be stored.
+        :raises SetupError: If no application is active, or the extension is not initialised.
+
+        .. versionadded:: 0.1
+        """
+        return cls.start(**data)
+
+    @classmethod
+    def start(cls, /, **data: t.Any) -> SequenceRun:
+        """Start a run, as part of the caller's transaction: it runs once that is committed.
+
+        It checks the data and adds a row to ``db.session``; it sends no SQL.
+
+        :param data: What the steps will share, by name.
+        :return: The run; its id is known from the flush on.
+        :raises EmptySequenceError: If the class has no steps.
+        :raises DataError: If the data cannot be stored; the text names the place.
+        :raises SetupError: If no application is active, or the extension is not initialised.
+
+        .. versionadded:: 0.1
+        """
+        return control.start(cls._defined(), data, StartOptions())
+
+    @classmethod
+    def start_many(cls, many: t.Iterable[t.Mapping[str, t.Any]], /) -> list[int]:
+        """Start many runs at once, as part of the caller's transaction.
+
+        :param many: The data of each run. For very many, call it and commit in batches.
+        :return: Their ids, in the same order.
+        :raises EmptySequenceError: If the class has no steps.
+        :raises DataError: If the data of one cannot be stored; then none is started.
+        :raises SetupError: If no application is active, or the extension is not initialised.
+
+        .. versionadded:: 0.1
+        """
+        return control.start_many(cls._defined(), many, StartOptions())
+
+    @classmethod
+    def set(
+        cls,
+        *,
+        key: str | None = None,
+        countdown: float | None = None,
+        eta: datetime.datetime | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+    ) -> PreparedSequence:
+        """Choose options for the next start, apart from its data.
+
+        :param key: The user's name for the run. While a run of this sequence with that key is
+            neither finished nor cancelled, a start gives that run back and ignores its own data.
+        :param countdown: Seconds until it is due.
+        :param eta: When it is due; an aware time.
+        :param queue: The queue of the steps that name none.
+        :param priority: The priority of the steps that name none: 0 to 9, higher is sooner.
+        :return: The sequence, with ``start`` and ``start_many``.
+        :raises EmptySequenceError: If the class has no steps.
+        :raises InvalidOptionError: If a value cannot be used.
+
+        .. versionadded:: 0.1
+        """
+        options = StartOptions(
+            key=key, countdown=countdown, eta=eta, queue=queue, priority=priority
+        )
+        return PreparedSequence(cls._defined(), options)
+
+    @classmethod
+    def _defined(cls) -> SequenceDefinition:
+        if cls._definition is None:
+            raise EmptySequenceError(
+                f"{cls.__name__} has no steps and cannot be started: start a subclass that lists"
+                " some, as in steps = (CreateMessage, SendReceipt)."
+            )
+        return cls._definition

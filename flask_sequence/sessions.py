@@ -1,0 +1,112 @@
+"""The session at hand, its connection, and short transactions beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import typing as t
+
+import sqlalchemy as sa
+from flask import has_app_context
+from sqlalchemy.orm import object_session
+
+from .database import is_memory, short_transaction
+from .models import SequenceRun
+from .runtime import Runtime
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
+
+
+def connection_of(session: t.Any) -> sa.Connection:
+    """Give the connection with which a session writes runs."""
+    return t.cast(sa.Connection, session.connection(bind_arguments={"mapper": SequenceRun}))
+
+
+def bind_of(runtime: Runtime) -> sa.Engine | sa.Connection:
+    """Give the engine of the runs; in a test that wraps itself in a transaction, its connection."""
+    return runtime.db.session().get_bind(mapper=SequenceRun.__mapper__)
+
+
+@contextlib.contextmanager
+def own_transaction(runtime: Runtime, *, writes: bool = True) -> t.Iterator[sa.Connection]:
+    """Run a short transaction beside ``db.session``.
+
+    :param writes: Whether it will write.
+    """
+    with short_transaction(_fresh_bind(runtime), writes=writes) as connection:
+        yield connection
+
+
+def _fresh_bind(runtime: Runtime) -> sa.Engine | sa.Connection:
+    bind = None
+    try:
+        with own_context(runtime):
+            bind = bind_of(runtime)
+    except Exception:
+        if bind is None:
+            raise
+        logger.debug("An error in the application's teardown", exc_info=True)
+    return bind
+
+
+@contextlib.contextmanager
+def own_context(runtime: Runtime) -> t.Iterator[None]:
+    """Push an app context of its own, and leave no session behind, whatever its teardown does."""
+    context = runtime.app.app_context()
+    try:
+        with context:
+            yield
+    except BaseException:
+        # A teardown function that raises keeps those before it from being called.
+        with contextlib.suppress(Exception), context:
+            runtime.db.session.remove()
+        raise
+
+
+@contextlib.contextmanager
+def fresh_read(runtime: Runtime) -> t.Iterator[sa.Connection]:
+    """Read what is committed by now, and take no lock."""
+    bind = bind_of(runtime)
+    if isinstance(bind, sa.Connection):
+        yield bind
+    elif is_memory(bind):
+        # All share one connection there: to end a transaction on it would end the session's.
+        yield connection_of(runtime.db.session())
+    else:
+        with short_transaction(bind, writes=False) as connection:
+            yield connection
+
+
+@contextlib.contextmanager
+def set_aside(runtime: Runtime) -> t.Iterator[None]:
+    """Keep the session at hand away from those of steps that are performed here meanwhile.
+
+    A ``db.session`` that goes by the thread, as fixtures make it, would be removed with each
+    step's app context. What it has loaded is read afresh later.
+    """
+    registry = runtime.db.session.registry
+    mine = registry() if has_app_context() and registry.has() else None
+    if mine is None:
+        yield
+        return
+    registry.clear()
+    try:
+        yield
+    finally:
+        registry.set(mine)
+        for row in mine:
+            if not mine.is_modified(row):
+                mine.expire(row)
+
+
+def identity_of(run: SequenceRun) -> int | None:
+    """Give the id of a run, also where its attributes are expired and its session is gone."""
+    identity = sa.inspect(run).identity
+    return identity[0] if identity else run.id
+
+
+def expire(run: SequenceRun) -> None:
+    """Let a run be read again by whichever session it is in, if it is in one."""
+    session = object_session(run)
+    if session is not None and sa.inspect(run).persistent:
+        session.expire(run)

@@ -1,0 +1,69 @@
+"""The rows of workers, and the end of what is kept no longer."""
+
+from __future__ import annotations
+
+import typing as t
+
+import sqlalchemy as sa
+
+from .database import later, moment
+from .models import EMPTIED, runs, step_runs, workers
+from .status import Status
+
+_FINAL = [status for status in Status if status.final]
+
+
+def renew_worker(
+    connection: sa.Connection, worker_id: str, *, host: str, pid: int, lease: float
+) -> None:
+    """Count a worker as alive for ``lease`` seconds from now."""
+    renewed = sa.update(workers).where(workers.c.id == worker_id)
+    if connection.execute(renewed.values(seen_until=later(lease))).rowcount == 0:
+        row = {"id": worker_id, "host": host, "pid": pid, "seen_until": later(lease)}
+        connection.execute(sa.insert(workers).values(**row))
+
+
+def remove_worker(connection: sa.Connection, worker_id: str) -> None:
+    """Count a worker as gone."""
+    connection.execute(sa.delete(workers).where(workers.c.id == worker_id))
+
+
+def remove_workers_gone_for(connection: sa.Connection, seconds: float) -> None:
+    """Remove the rows of workers that ended without a word long ago."""
+    connection.execute(sa.delete(workers).where(workers.c.seen_until <= later(-seconds)))
+
+
+def ended_before(connection: sa.Connection, seconds: float, limit: int) -> list[int]:
+    """Give the oldest finished and cancelled runs that ended some seconds ago."""
+    statement = (
+        sa.select(runs.c.id)
+        .where(
+            runs.c.status.in_(_FINAL),
+            runs.c.finished_at <= moment(-seconds),
+            runs.c.format != EMPTIED,
+        )
+        .order_by(runs.c.finished_at)
+        .limit(limit)
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def delete(connection: sa.Connection, run_ids: t.Collection[int]) -> None:
+    """(final) -> (nothing), with the history.
+
+    :raises sqlalchemy.exc.IntegrityError: If a foreign key of the user's still needs one.
+    """
+    if connection.dialect.name == "postgresql":
+        # A deferred constraint would fail the COMMIT, where no savepoint helps.
+        connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+    final = runs.c.id.in_(run_ids) & runs.c.status.in_(_FINAL)
+    history = step_runs.c.run_id.in_(sa.select(runs.c.id).where(final))
+    connection.execute(sa.delete(step_runs).where(history))
+    connection.execute(sa.delete(runs).where(final))
+
+
+def empty(connection: sa.Connection, run_id: int) -> None:
+    """Take the data and the history from a final run whose row is still needed."""
+    connection.execute(sa.delete(step_runs).where(step_runs.c.run_id == run_id))
+    emptied = sa.update(runs).where(runs.c.id == run_id)
+    connection.execute(emptied.values(data={}, error=None, format=EMPTIED))
