@@ -1,0 +1,135 @@
+"""The points at which a process is killed; the functions of the package are wrapped to reach them.
+
+A worker's module calls ``install()``; a run for which the harness has laid a file ``arm-<id>`` is
+killed, or held until it is killed, when it comes to the point that the file names.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+import typing as t
+
+import sqlalchemy as sa
+
+from flask_sequence import Step, runner, tasks
+from flask_sequence.attempt import Attempt
+from flask_sequence.fence import Fence
+from tests.crash.sequences import HELD_SECONDS, note
+from tests.working import folder
+
+EXIT = 9
+"""The exit code of a process that ends at a point by itself."""
+
+CallT = t.Callable[..., t.Any]
+
+
+class _Here(threading.local):
+    """What this thread is at."""
+
+    run_id: int = 0
+    step: str = ""
+    commits: int | None = None
+    """How many connections were committed since the fence let the step through."""
+    checkpoint: bool = False
+
+
+_here = _Here()
+
+
+def reach(point: str, run_id: int, step: str | None, *, holds: bool = False) -> None:
+    """Come to a point: go on, end, or stand still.
+
+    :param point: Its name.
+    :param run_id: The run.
+    :param step: The step that it stands at; None: it is not known here.
+    :param holds: Whether the process holds the run at its next step.
+    """
+    arm = folder() / f"arm-{run_id}"
+    try:
+        named, at, way = arm.read_text().split("|")
+        if named != point or step not in (None, at):
+            return
+        arm.rename(folder() / f"reached-{run_id}")  # only one process gets it
+    except FileNotFoundError:
+        return
+    note("reached", run_id, os.getpid(), int(holds), time.monotonic())
+    if way == "kill":
+        time.sleep(HELD_SECONDS)
+    os._exit(EXIT)
+
+
+def install() -> None:
+    """Wrap what a run comes by on its way."""
+    _wrap(runner, "claim_run", _claim_run)
+    _wrap(runner._Body, "run", _run_body)
+    _wrap(Step, "_check_end", _check_end)
+    _wrap(Fence, "_before_commit", _fence_before_commit)
+    _wrap(Fence, "_after_commit", _fence_after_commit)
+    _wrap(tasks, "publish", _publish)
+    sa.event.listen(sa.Engine, "commit", _commit)
+
+
+def _wrap(owner: t.Any, name: str, wrapper: CallT) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def call(*args: t.Any, **kwargs: t.Any) -> t.Any:
+        return wrapper(original, *args, **kwargs)
+
+    setattr(owner, name, call)
+
+
+def _claim_run(claim: CallT, runtime: t.Any, run_id: int, *args: t.Any, **kw: t.Any) -> t.Any:
+    reach("before the claim", run_id, None)
+    attempt = claim(runtime, run_id, *args, **kw)
+    if isinstance(attempt, Attempt):
+        reach("after the claim", run_id, attempt.step.name)
+    return attempt
+
+
+def _run_body(run: CallT, body: t.Any) -> t.Any:
+    claim = body.attempt.claim
+    _here.run_id, _here.step, _here.commits = claim.id, claim.step, None
+    reach("before the body", claim.id, claim.step)
+    return run(body)
+
+
+def _check_end(check: CallT, *args: t.Any) -> t.Any:
+    reach("after the body", _here.run_id, _here.step)
+    return check(*args)
+
+
+def _fence_before_commit(before: CallT, fence: Fence, session: t.Any) -> None:
+    before(fence, session)
+    if not session.in_nested_transaction():
+        _here.commits, _here.checkpoint = 0, not fence.carries_move
+
+
+def _commit(connection: sa.Connection) -> None:
+    if _here.commits is None:
+        return
+    points = (
+        ("before a checkpoint",) if _here.checkpoint else ("before the commit", "between binds")
+    )
+    if _here.commits < len(points):
+        reach(points[_here.commits], _here.run_id, _here.step)
+    _here.commits += 1
+
+
+def _fence_after_commit(after: CallT, fence: Fence, session: t.Any) -> None:
+    _here.commits = None
+    if not session.in_nested_transaction():
+        point = "after a checkpoint" if _here.checkpoint else "after the commit"
+        holds = getattr(fence.move, "keywords", {}).get("hold", False)
+        reach(point, _here.run_id, _here.step, holds=holds)
+    after(fence, session)
+
+
+def _publish(publish: CallT, runtime: t.Any, nudges: t.Sequence[t.Any]) -> None:
+    publish(runtime, nudges)
+    for nudge in nudges:
+        if nudge.run_id == _here.run_id:
+            reach("after the publish", _here.run_id, _here.step)

@@ -1,0 +1,148 @@
+"""One storm, from the servers to the result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import typing as t
+from dataclasses import replace
+from pathlib import Path
+
+from tests.application import close_app
+from tests.storm.checker import check
+from tests.storm.crew import Crew
+from tests.storm.ledger import Reader
+from tests.storm.nemesis import Nemesis
+from tests.storm.place import BEGAN, Options, Place
+from tests.storm.progress import Progress
+from tests.storm.report import Result
+from tests.storm.servers import open_broker, open_database
+from tests.storm.tables import make_tables
+from tests.waiting import wait_until
+from tests.workers import ROOT
+
+POLL_SECONDS = 1.0
+START_SECONDS = 60.0
+"""How long the starters may take to start."""
+
+
+def run_storm(options: Options, output: Path, stream: t.TextIO = sys.stderr) -> Result:
+    """Have a storm, and judge it.
+
+    :param options: Which.
+    :param output: Where to leave the workers' logs if it fails.
+    :param stream: Where to show the progress.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="fs-storm-"))
+    load = os.getloadavg()[0]
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        database = stack.enter_context(open_database(options.database, folder))
+        broker = stack.enter_context(open_broker(options.broker, folder))
+        place = Place(str(folder), database.url, broker.celery, 0.0, options)
+        place.save()
+        make_tables(place)
+        crew = stack.enter_context(Crew(place))
+        starters = stack.enter_context(_starters(place))
+        place = replace(place, began=time.time())
+        (folder / BEGAN).write_text(str(place.began))
+        nemesis = Nemesis(place, crew, database, broker)
+        reader = Reader(place)
+        stack.callback(close_app, reader.app)
+        nemesis.start()
+        _watch(nemesis, starters, crew, reader, Progress(options.runs, stream))
+        crew.dismiss()
+        result = _judge(place, nemesis, starters, crew, reader, load)
+        if result.problems:
+            _keep_logs(folder, output)
+    return result
+
+
+@contextlib.contextmanager
+def _starters(place: Place) -> t.Iterator[list[subprocess.Popen[bytes]]]:
+    path = os.pathsep.join((place.folder, str(ROOT)))
+    environment = {**os.environ, **place.environment, "PYTHONPATH": path}
+    started = []
+    for number in range(place.options.starters):
+        with (Path(place.folder) / f"starter-{number}.log").open("wb") as log:
+            command = [sys.executable, "-m", "tests.storm.starter", str(number)]
+            started.append(
+                subprocess.Popen(
+                    command,
+                    cwd=place.folder,
+                    env=environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    try:
+        count, files = len(started), Path(place.folder)
+        wait_until(lambda: len([*files.glob("starts-*")]) == count, START_SECONDS)
+        yield started
+    finally:
+        for starter in started:
+            starter.kill()
+            starter.wait()
+
+
+def _watch(
+    nemesis: Nemesis,
+    starters: list[subprocess.Popen[bytes]],
+    crew: Crew,
+    reader: Reader,
+    progress: Progress,
+) -> None:
+    """Show the progress until all is done, or nobody may wait any longer."""
+    while True:
+        answers = reader.refresh()
+        counts, is_over = reader.counts, nemesis.is_done
+        progress.show("calm " if is_over else "storm", counts, nemesis.faults, answers)
+        if is_over:
+            crew.refill()
+            began = all(starter.poll() is not None for starter in starters)
+            if began and answers and counts.finished >= counts.started:
+                return
+            if time.time() > nemesis.last_fault + reader.place.options.settle:
+                return
+        time.sleep(POLL_SECONDS)
+
+
+def _judge(
+    place: Place,
+    nemesis: Nemesis,
+    starters: list[subprocess.Popen[bytes]],
+    crew: Crew,
+    reader: Reader,
+    load: float,
+) -> Result:
+    ledger = reader.read()
+    errors = list(nemesis.errors)
+    for number, starter in enumerate(starters):
+        if starter.poll() != 0:
+            log = (Path(place.folder) / f"starter-{number}.log").read_text()
+            errors.append(f"starter {number} ended with {starter.poll()}: {log[-500:]}")
+    return Result(
+        options=place.options,
+        findings=check(ledger),
+        faults=sorted(nemesis.faults, key=lambda fault: fault.at),
+        started=reader.start_times(),
+        finished=[ending.at for ending in ledger.endings.values()],
+        began=place.began,
+        last_fault=nemesis.last_fault,
+        ended_workers=crew.ended,
+        errors=errors,
+        standing=reader.standing(),
+        loads=(load, os.getloadavg()[0]),
+    )
+
+
+def _keep_logs(folder: Path, output: Path) -> None:
+    logs = output / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    for path in (*folder.glob("*.log"), *folder.glob("starts-*"), *folder.glob("attempts")):
+        shutil.copy(path, logs / path.name)

@@ -1,0 +1,97 @@
+"""The application's own tables in a storm: starts and effects. Nothing in them is unique."""
+
+from __future__ import annotations
+
+import random
+import time
+import typing as t
+
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.pool import NullPool
+
+from tests.application import create_app
+from tests.storm.checker import first_value, next_value
+from tests.storm.place import Place
+
+
+class Base(DeclarativeBase):
+    """The base of these models."""
+
+
+db = SQLAlchemy(model_class=Base)
+
+
+class StormStart(db.Model):  # type: ignore[name-defined, misc]
+    """A row that a starter writes in the transaction that starts a run."""
+
+    __tablename__ = "storm_starts"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    marker: Mapped[str] = mapped_column(sa.String(50))
+    at: Mapped[float] = mapped_column(sa.Double, default=time.time)
+
+
+class StormEffect(db.Model):  # type: ignore[name-defined, misc]
+    """What a step did."""
+
+    __tablename__ = "storm_effects"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    marker: Mapped[str] = mapped_column(sa.String(50))
+    step: Mapped[int]
+    loop: Mapped[int]
+    value: Mapped[int] = mapped_column(sa.BigInteger)
+    at: Mapped[float] = mapped_column(sa.Double, default=time.time)
+
+
+def make_app(place: Place) -> Flask:
+    """Make the application of a storm.
+
+    :param place: The storm.
+    """
+    instance = f"{place.folder}/instance"
+    return create_app(
+        place.database, place.celery, database=db, instance_path=instance, **place.settings
+    )
+
+
+def make_tables(place: Place) -> None:
+    """Create all tables.
+
+    :param place: The storm.
+    """
+    make_app(place)  # makes the tables known to the metadata
+    db.metadatas[None].create_all(sa.create_engine(place.database, poolclass=NullPool))
+
+
+def first_data(marker: str, seed: int) -> dict[str, t.Any]:
+    """Give the data that a run begins with: also where, if at all, it fails on purpose.
+
+    :param marker: The run.
+    :param seed: The storm's.
+    """
+    chance = random.Random(f"{seed} {marker}")
+    return {
+        "marker": marker,
+        "value": first_value(marker),
+        "cursor": 0,
+        "trouble": chance.choice((0, 0, 0, 1, 2, 3, 4, 5)),
+        "asks": chance.random() < 0.5,
+        "swallows": chance.random() < 0.3,
+    }
+
+
+def write_effect(marker: str, value: int, step: int, index: int) -> int:
+    """Add an effect to the session, and give the value that it makes.
+
+    :param marker: The run.
+    :param value: The value before.
+    :param step: The number of the step.
+    :param index: Which turn of its loop.
+    """
+    value = next_value(value, step, index)
+    db.session.add(StormEffect(marker=marker, step=step, loop=index, value=value))
+    return value

@@ -1,0 +1,715 @@
+"""The example application, page by page and step by step: the acceptance test."""
+
+from __future__ import annotations
+
+import contextlib
+import email
+import email.policy
+import html
+import os
+import re
+import smtplib
+import subprocess
+import sys
+import threading
+import typing as t
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+
+from example_app import create_app, forms, mail
+from example_app.extensions import db
+from example_app.models import Member, Message, now
+from example_app.sequences import AssignMember, ContactForm, CreateMessage
+from flask_sequence import SequenceRun, Status, StepRun, StepStatus
+from flask_sequence.testing import drain
+from tests import services
+from tests.application import close_app
+from tests.workers import ROOT
+
+if t.TYPE_CHECKING:
+    from email.message import EmailMessage
+
+    from flask import Flask
+    from flask.testing import FlaskClient
+    from werkzeug.test import TestResponse
+
+ADA = "Ada Lovelace <ada@example.com>"
+GRACE = "Grace Hopper <grace@example.com>"
+VALUES = {
+    "name": "Zoë Ångström",
+    "email": "zoe@example.org",
+    "subject": "Umlaute & 🦉",
+    "text": "Grüße aus Kyōto\r\n\r\n  “quoted” {braces} 100 %\r\n",
+}
+MARKUP = '<script>alert(1)</script>"><img src=x onerror=alert(2)>{{7*7}}'
+PASSWORD = "open sesame"
+
+
+@pytest.fixture
+def app(tmp_path: Path, request: pytest.FixtureRequest) -> t.Iterator[Flask]:
+    """The application, on SQLite or what the test gives as parameter, with a team of two."""
+    url = f"sqlite:///{tmp_path / 'contact.sqlite'}"
+    if getattr(request, "param", None):
+        url = str(request.getfixturevalue(request.param))
+    app = create_app(
+        {
+            "TESTING": True,
+            "SQLALCHEMY_DATABASE_URI": url,
+            "INSTANCE_PATH": str(tmp_path / "instance"),
+            "INBOX_PASSWORD": PASSWORD,
+            "SEQUENCE_BURST_SECONDS": 0,  # so that each step can be seen
+        }
+    )
+    with app.app_context():
+        db.create_all()
+    app.test_cli_runner().invoke(args=["add-members", ADA, GRACE], catch_exceptions=False)
+    yield app
+    close_app(app)
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """A visitor's browser."""
+    return app.test_client()
+
+
+@pytest.fixture
+def team(app: Flask) -> FlaskClient:
+    """The browser of a member who has opened the inbox."""
+    client = app.test_client()
+    token = fields(client.get("/inbox/login"))["token"]
+    client.post("/inbox/login", data={"token": token, "password": PASSWORD})
+    return client
+
+
+def fields(page: TestResponse) -> dict[str, str]:
+    """Read the fields of a page's forms, as a browser does."""
+    found = re.findall(r'<input[^>]* name="(\w+)"[^>]*? value="([^"]*)"', page.text)
+    area = re.findall(r'<textarea[^>]* name="(\w+)"[^>]*>\n?([^<]*)</textarea>', page.text)
+    return {name: html.unescape(value) for name, value in found + area}
+
+
+def send(client: FlaskClient, **changes: str) -> TestResponse:
+    """Open the form, fill it in and send it."""
+    hidden = fields(client.get("/"))
+    return client.post("/", data={**hidden, **VALUES, **changes})
+
+
+def mails(app: Flask) -> dict[str, EmailMessage]:
+    """Read the mail files, by the name of the file."""
+    folder = Path(app.instance_path, "mails")
+    return {
+        path.stem: email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
+        for path in sorted(folder.iterdir())
+    }
+
+
+def count(model: type[object]) -> int:
+    """Count the rows of a table."""
+    return db.session.scalar(select(func.count()).select_from(model)) or 0
+
+
+def states(page: TestResponse) -> list[str]:
+    """Read the states of the steps from a thanks page."""
+    return re.findall(r'data-state="(\w+)"', page.text)
+
+
+def advance(app: Flask) -> None:
+    """Perform one step."""
+    with contextlib.suppress(AssertionError):  # raised if there are more
+        drain(app, max_steps=1)
+
+
+# The way of a message
+
+
+def test_a_message_goes_from_the_form_to_the_receipt(app: Flask, client: FlaskClient) -> None:
+    answer = send(client)
+    assert answer.status_code == 303
+    assert states(client.get(answer.location)) == ["waiting", "next", "next", "next"]
+
+    assert drain(app) == 4
+
+    assert states(client.get(answer.location)) == ["done"] * 4
+    with app.app_context():
+        message = db.session.scalars(select(Message)).one()
+        assert message.text == "Grüße aus Kyōto\n\n  “quoted” {braces} 100 %"
+        assert (message.name, message.email) == (VALUES["name"], VALUES["email"])
+        assert message.member is not None
+        assert message.run is not None
+        assert message.run.status is Status.FINISHED
+        assert message.run.key == message.nonce
+        assert message.run.data["text"] == ""
+    receipt, notification = sorted(mails(app).values(), key=lambda found: "Reply-To" in found)
+    assert receipt["To"].addresses[0].display_name == VALUES["name"]
+    assert receipt["To"].addresses[0].addr_spec == VALUES["email"]
+    assert VALUES["subject"] in receipt["Subject"]
+    assert "“Umlaute & 🦉” has arrived. Ada Lovelace will answer it" in receipt.get_content()
+    assert notification["To"].addresses[0].addr_spec == "ada@example.com"
+    assert notification["Reply-To"].addresses[0].addr_spec == VALUES["email"]
+    assert "“quoted” {braces} 100 %" in notification.get_content()
+
+
+def test_each_step_shows_as_it_finishes(app: Flask, client: FlaskClient) -> None:
+    page = send(client).location
+    seen: list[t.Any] = [client.get(f"{page}.json").json]
+    for _ in ContactForm.step_names:
+        advance(app)
+        seen.append(client.get(f"{page}.json").json)
+    done = [[step["state"] for step in look["steps"]].count("done") for look in seen]
+    assert done == [0, 1, 2, 3, 4]
+    assert [look["over"] for look in seen] == [False, False, False, False, True]
+    assert [step["text"] for step in seen[2]["steps"]] == [
+        "Done",
+        "Done",
+        "In progress",
+        "To come",
+    ]
+
+
+def test_the_thanks_page_works_without_its_script(app: Flask, client: FlaskClient) -> None:
+    page = send(client).location
+    refresh = '<noscript><meta http-equiv="refresh"'
+    assert refresh in client.get(page).text
+    drain(app)
+    assert refresh not in client.get(page).text
+
+
+def test_a_foreign_visitor_sees_nothing(app: Flask, client: FlaskClient) -> None:
+    page = send(client).location
+    stranger = app.test_client()
+    for address in (page, f"{page}.json"):
+        assert client.get(address).status_code == 200
+        assert stranger.get(address).status_code == 404
+    send(stranger)
+    assert stranger.get(page).status_code == 404
+
+
+def test_a_run_that_was_deleted_counts_as_done(app: Flask, client: FlaskClient) -> None:
+    page = send(client).location
+    with client.session_transaction() as session:
+        session["runs"] = [*session["runs"], 999]
+    assert states(client.get("/thanks/999")) == ["done"] * 4
+    assert states(client.get(page))[0] == "waiting"
+
+
+# Sent twice
+
+
+def test_a_double_click_makes_one_run(app: Flask, client: FlaskClient) -> None:
+    form = {**fields(client.get("/")), **VALUES}
+    first, second = client.post("/", data=form), client.post("/", data=form)
+    assert first.location == second.location
+    drain(app)
+    with app.app_context():
+        assert (count(SequenceRun), count(Message)) == (1, 1)
+
+
+def test_a_form_sent_again_after_its_run_makes_no_other(app: Flask, client: FlaskClient) -> None:
+    form = {**fields(client.get("/")), **VALUES}
+    first = client.post("/", data=form)
+    drain(app)
+    assert client.post("/", data=form).location == first.location
+    assert drain(app) == 0
+    with app.app_context():
+        assert (count(SequenceRun), count(Message)) == (1, 1)
+
+
+def test_a_second_run_of_the_same_form_ends_at_once(app: Flask) -> None:
+    with app.app_context():
+        for _ in range(2):
+            ContactForm.set(key="the same form").start(**VALUES)
+            db.session.commit()
+            drain(app)
+        runs = db.session.scalars(select(SequenceRun).order_by(SequenceRun.id)).all()
+        assert [len(run.step_runs) for run in runs] == [4, 1]
+        assert {run.status for run in runs} == {Status.FINISHED}
+        assert count(Message) == 1
+    assert len(mails(app)) == 2
+
+
+def test_a_reloaded_page_is_another_form(app: Flask, client: FlaskClient) -> None:
+    assert send(client).location != send(client).location
+    drain(app)
+    with app.app_context():
+        assert count(Message) == 2
+
+
+# What is typed
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("name", "", "tell us your name"),
+        ("name", " \t ", "tell us your name"),
+        ("name", "x" * 81, "81 characters long; at most 80"),
+        ("name", "Eve\r\nBcc: all@example.com", "in one line"),
+        ("name", "Eve\u2028Bcc: all@example.com", "in one line"),
+        ("name", "nul\x00", "in one line"),
+        ("email", "", "give the address"),
+        ("email", "nobody", "not an e-mail address"),
+        ("email", "a@b@example.com", "not an e-mail address"),
+        ("email", "eve@example.com, all@example.com", "not an e-mail address"),
+        ("email", "eve@example.com\nBcc: all@example.com", "in one line"),
+        ("email", "josé@example.com", "not an e-mail address"),
+        ("email", "a@" + "x" * 64 + ".com", "not an e-mail address"),
+        ("subject", "", "what it is about"),
+        ("subject", "Hello\nBcc: all@example.com", "in one line"),
+        ("subject", "🦉" * 151, "at most 150"),
+        ("text", " \r\n ", "write your message"),
+        ("text", "x" * 20_001, "20,001 characters long; at most 20,000"),
+    ],
+)
+def test_what_is_wrong_is_said_and_what_was_typed_is_kept(
+    app: Flask, client: FlaskClient, field: str, value: str, problem: str
+) -> None:
+    answer = send(client, **{field: value})
+    assert answer.status_code == 422
+    assert problem in html.unescape(answer.text)
+    assert f'id="{field}-error"' in answer.text
+    assert re.search(rf'name="{field}"[^>]* aria-describedby="{field}-error"', answer.text)
+    kept = fields(answer)
+    for other in VALUES.keys() - {field, "text"}:
+        assert kept[other] == VALUES[other]
+    assert kept["text"].strip() == (value if field == "text" else VALUES["text"]).strip().replace(
+        "\r\n", "\n"
+    )
+    with app.app_context():
+        assert count(SequenceRun) == 0
+
+
+def test_limits_can_be_reached(app: Flask, client: FlaskClient) -> None:
+    values = {
+        "name": "ö" * 80,
+        "email": "a" * 64 + "@" + ".".join(["b" * 63] * 2 + ["c" * 53, "example"]),
+        "subject": "🦉" * 150,
+        "text": "漢" * 20_000,
+    }
+    assert send(client, **values).status_code == 303
+    drain(app)
+    with app.app_context():
+        message = db.session.scalars(select(Message)).one()
+        assert {field: getattr(message, field) for field in values} == values
+    assert any(found["Subject"].endswith("🦉" * 150) for found in mails(app).values())
+
+
+def test_an_international_domain_is_kept_as_mail_servers_know_it(
+    app: Flask, client: FlaskClient
+) -> None:
+    send(client, email="zoe@bücher.example")
+    drain(app)
+    with app.app_context():
+        assert db.session.scalars(select(Message.email)).one() == "zoe@xn--bcher-kva.example"
+
+
+def test_invisible_characters_in_the_text_are_left_out(app: Flask, client: FlaskClient) -> None:
+    send(client, text="a\x00b\x1b[31mc\td\r\ne")
+    drain(app)
+    with app.app_context():
+        assert db.session.scalars(select(Message.text)).one() == "ab[31mc\td\ne"
+
+
+def test_a_form_of_another_site_or_visitor_is_refused(app: Flask, client: FlaskClient) -> None:
+    form = {**fields(client.get("/")), **VALUES}
+    stranger = app.test_client()
+    refused = [
+        stranger.post("/", data=form),
+        client.post("/", data={**form, "nonce": "another"}),
+        client.post("/", data={**form, "token": "forged"}),
+        client.post("/", data=VALUES),
+    ]
+    for answer in refused:
+        assert answer.status_code == 400
+        assert "Please send again" in answer.text
+        assert fields(answer)["subject"] == VALUES["subject"]
+    with app.app_context():
+        assert count(SequenceRun) == 0
+    assert stranger.post("/", data={**form, **fields(refused[0])}).status_code == 303
+
+
+def test_too_large_a_request_is_refused(client: FlaskClient) -> None:
+    answer = send(client, text="x" * 300_000)
+    assert answer.status_code == 413
+    assert "Request Entity Too Large" in answer.text
+
+
+def test_markup_is_shown_as_it_was_typed(
+    app: Flask, client: FlaskClient, team: FlaskClient
+) -> None:
+    answer = send(client, name=MARKUP[:80], subject=MARKUP, text=MARKUP, email="no address")
+    assert fields(answer)["subject"] == MARKUP
+    pages = [answer]
+    send(client, name=MARKUP[:80], subject=MARKUP, text=MARKUP)
+    drain(app)
+    pages.append(team.get("/inbox"))
+    for page in pages:
+        assert "<script>alert" not in page.text
+        assert "<img src=x" not in page.text
+        assert MARKUP in html.unescape(page.text)
+    assert any(MARKUP in found["Subject"] for found in mails(app).values())
+
+
+def test_pages_are_closed_to_other_origins(client: FlaskClient) -> None:
+    page = client.get("/")
+    others = [client.get(address) for address in ("/inbox/login", "/nowhere")]
+    for headers in (page.headers, *(other.headers for other in others)):
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert "unsafe-inline" not in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "no-store" in headers["Cache-Control"]
+    assert not re.search(r"(src|href)=\"(https?:)?//|style=|<style| on\w+=", page.text)
+    cookie = page.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+
+
+# The team
+
+
+@pytest.mark.parametrize("app", [None, "postgresql_url"], indirect=True, ids=["sqlite", "postgres"])
+def test_the_member_with_the_fewest_open_messages_gets_the_next(app: Flask) -> None:
+    with app.app_context():
+        ada, grace = db.session.scalars(select(Member).order_by(Member.id)).all()
+        ContactForm.start_many([VALUES] * 4)
+        db.session.commit()
+        drain(app)
+        members = db.session.scalars(select(Message.member_id).order_by(Message.id)).all()
+        assert sorted(filter(None, members)) == [ada.id, ada.id, grace.id, grace.id]
+        for message in db.session.scalars(select(Message).where(Message.member_id == grace.id)):
+            message.done_at = now()
+        ContactForm.start_many([VALUES] * 2)
+        db.session.commit()
+        drain(app)
+        late = db.session.scalars(select(Message.member_id).order_by(Message.id).offset(4)).all()
+        assert late == [grace.id, grace.id]
+
+
+@pytest.mark.parametrize("app", [None, "postgresql_url"], indirect=True, ids=["sqlite", "postgres"])
+def test_several_workers_assign_fairly_at_once(app: Flask) -> None:
+    with app.app_context():
+        numbers = [CreateMessage.call(VALUES)["message_id"] for _ in range(12)]
+        db.session.commit()
+    together = threading.Barrier(4)
+
+    def assign(mine: list[int]) -> None:
+        together.wait(10)
+        for number in mine:
+            with app.app_context():
+                AssignMember.call({**VALUES, "message_id": number})
+                db.session.commit()
+
+    threads = [threading.Thread(target=assign, args=(numbers[at::4],)) for at in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with app.app_context():
+        query = select(func.count()).select_from(Message).group_by(Message.member_id)
+        assert db.session.scalars(query).all() == [6, 6]
+
+
+def test_without_a_team_the_run_waits_for_a_person(tmp_path: Path) -> None:
+    app = create_app(
+        {
+            "TESTING": True,
+            "SQLALCHEMY_DATABASE_URI": f"sqlite:///{tmp_path / 'empty.sqlite'}",
+            "INSTANCE_PATH": str(tmp_path),
+        }
+    )
+    with app.app_context():
+        db.create_all()
+    client = app.test_client()
+    page = send(client).location
+    drain(app)
+    assert states(client.get(page)) == ["done", "failed", "next", "next"]
+    assert app.test_cli_runner().invoke(args=["add-members", ADA]).exit_code == 0
+    with app.app_context():
+        run = db.session.scalars(select(SequenceRun)).one()
+        assert "flask add-members" in str(run.error)
+        run.retry()
+        db.session.commit()
+    drain(app)
+    assert states(client.get(page)) == ["done"] * 4
+    close_app(app)
+
+
+def test_members_are_added_once(app: Flask) -> None:
+    runner = app.test_cli_runner()
+    assert runner.invoke(args=["add-members", ADA, ADA]).exit_code == 0
+    refused = runner.invoke(args=["add-members", "Ada"])
+    assert refused.exit_code == 2
+    assert "Write 'Ada' as" in refused.output
+    with app.app_context():
+        assert count(Member) == 2
+
+
+# The mails
+
+
+def test_a_mail_that_failed_is_tried_again_and_is_the_same_one(
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    real = mail._write
+
+    def write(message: EmailMessage, folder: Path, name: str) -> None:
+        written.append(name)
+        real(message, folder, name)
+        if len(written) == 1:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mail, "_write", write)
+    page = send(client).location
+    drain(app)
+    assert states(client.get(page)) == ["done", "done", "retrying", "next"]
+    drain(app, ignore_due=True)
+    assert states(client.get(page)) == ["done"] * 4
+    assert written[0] == written[1] != written[2]
+    found = mails(app)
+    assert len(found) == 2
+    assert {f"<{key}@example.com>" for key in found} == {
+        mail["Message-ID"] for mail in found.values()
+    }
+    with app.app_context():
+        query = select(StepRun.status).where(StepRun.step == "NotifyMember").order_by(StepRun.id)
+        assert db.session.scalars(query).all() == [StepStatus.RETRY, StepStatus.FINISHED]
+
+
+def test_a_mail_is_never_seen_half_written(app: Flask, client: FlaskClient) -> None:
+    send(client)
+    drain(app)
+    assert all(not name.startswith(".") for name in os.listdir(Path(app.instance_path, "mails")))
+
+
+def test_mails_go_to_a_server_if_one_is_configured(
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[t.Any] = []
+
+    class Server:
+        def __init__(self, host: str, port: int, timeout: float) -> None:
+            calls.append((host, port))
+
+        def __enter__(self) -> Server:
+            return self
+
+        def __exit__(self, *exception: object) -> None:
+            pass
+
+        def starttls(self) -> None:
+            calls.append("tls")
+
+        def login(self, *account: str) -> None:
+            calls.append(account)
+
+        def send_message(self, message: EmailMessage) -> None:
+            calls.append(message["To"].addresses[0].addr_spec)
+
+    monkeypatch.setattr(smtplib, "SMTP", Server)
+    app.config.update(
+        MAIL_SERVER="smtp.test", MAIL_USE_TLS=True, MAIL_USERNAME="us", MAIL_PASSWORD="secret"
+    )
+    send(client)
+    drain(app)
+    before = [("smtp.test", 25), "tls", ("us", "secret")]
+    assert calls == [*before, "ada@example.com", *before, VALUES["email"]]
+    assert not Path(app.instance_path, "mails").exists()
+
+
+@pytest.mark.parametrize("field", ["name", "subject"])
+def test_a_line_break_never_reaches_a_header(app: Flask, field: str) -> None:
+    with app.app_context():
+        ContactForm.start(**{**VALUES, field: "Eve\r\nBcc: all@example.com"})
+        db.session.commit()
+        drain(app)
+        run = db.session.scalars(select(SequenceRun)).one()
+        assert (run.step, run.status) == ("NotifyMember", Status.FAILED)
+    assert not Path(app.instance_path, "mails").exists()
+
+
+@pytest.mark.parametrize("field", ["name", "subject"])
+@pytest.mark.parametrize(
+    "text", ["=?utf-8?q?Eve=0D=0ABcc:_a@b.c?= ä", "==??utf-8?b?CkJjYzphQGIuYw==?="]
+)
+def test_an_encoded_line_break_is_not_decoded(
+    app: Flask, client: FlaskClient, field: str, text: str
+) -> None:
+    send(client, **{field: text})
+    drain(app)
+    found = mails(app).values()
+    assert len(found) == 2
+    assert all("Bcc" not in mail and b"\nBcc" not in mail.as_bytes() for mail in found)
+    with app.app_context():
+        assert db.session.scalars(select(getattr(Message, field))).one() == text
+
+
+# The inbox
+
+
+def test_the_inbox_is_closed(app: Flask, client: FlaskClient) -> None:
+    send(client)
+    drain(app)
+    for address in ("/inbox", "/inbox/messages.json"):
+        assert client.get(address).location == "/inbox/login"
+    assert client.post("/inbox/1/done").status_code == 302
+    token = fields(client.get("/inbox/login"))["token"]
+    wrong = client.post("/inbox/login", data={"token": token, "password": "sésame"})
+    assert wrong.status_code == 403
+    assert "not the password" in wrong.text
+    assert client.get("/inbox").status_code == 302
+    with app.app_context():
+        assert db.session.scalars(select(Message.done_at)).all() == [None]
+
+
+def test_without_a_password_nobody_gets_in(app: Flask, team: FlaskClient) -> None:
+    assert team.get("/inbox").status_code == 200
+    app.config["INBOX_PASSWORD"] = None
+    assert team.get("/inbox").status_code == 302
+    page = team.get("/inbox/login")
+    assert page.status_code == 403
+    assert "FLASK_INBOX_PASSWORD" in page.text
+    client = app.test_client()
+    with client.session_transaction() as session:
+        session["visitor"] = "known"
+    with app.test_request_context():
+        token = forms._serializer().dumps(["known", "login"])
+    refused = client.post("/inbox/login", data={"token": token, "password": ""})
+    assert refused.status_code == 403
+
+
+def test_the_team_marks_a_message_as_done(
+    app: Flask, client: FlaskClient, team: FlaskClient
+) -> None:
+    send(client)
+    send(client, subject="The second")
+    drain(app)
+    page = team.get("/inbox")
+    assert page.text.index("The second") < page.text.index("Umlaute &amp; 🦉")
+    assert "Ada Lovelace" in page.text
+    assert "Grace Hopper" in page.text
+    action = re.findall(r'action="(/inbox/\d+/done)"', page.text)[0]
+
+    assert team.get(action).status_code == 405
+    assert team.post(action).status_code == 400
+    assert "The second" in team.get("/inbox").text
+
+    form = {"token": fields(page)["token"], "show": "open"}
+    assert team.post(action, data=form).location == "/inbox?show=open"
+    assert "The second" not in team.get("/inbox").text
+    assert "The second" in team.get("/inbox?show=done").text
+    assert "The second" in team.get("/inbox?show=all").text
+    assert team.post("/inbox/999/done", data=form).status_code == 404
+
+
+def test_the_inbox_tells_how_far_a_message_is(
+    app: Flask, client: FlaskClient, team: FlaskClient
+) -> None:
+    send(client)
+    advance(app)
+    assert "Step 2 of 4" in team.get("/inbox").text
+    assert "Nobody yet" in team.get("/inbox").text
+    drain(app)
+    answer = team.get("/inbox/messages.json").json
+    assert answer is not None
+    (listed,) = answer["messages"]
+    assert listed["status"] == "finished"
+    assert listed["steps_done"] == 4
+    assert listed["member"] == "Ada Lovelace"
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["show=' OR 1=1--", "page=-1", "page=0", f"page={10**30}", "page=x", "show=%FF", "page=1e9"],
+)
+def test_odd_addresses_do_no_harm(team: FlaskClient, query: str) -> None:
+    assert team.get(f"/inbox?{query}").status_code == 200
+
+
+def test_odd_numbers_are_not_found(team: FlaskClient) -> None:
+    token = fields(team.get("/inbox"))["token"]
+    assert team.post(f"/inbox/{10**30}/done", data={"token": token}).status_code == 404
+    assert team.get(f"/thanks/{10**30}").status_code == 404
+
+
+def test_a_long_inbox_has_pages(app: Flask, team: FlaskClient) -> None:
+    with app.app_context():
+        for number in range(101):
+            values = {**VALUES, "subject": f"Number {number}."}
+            db.session.add(Message(nonce=str(number), **values))
+        db.session.commit()
+    first, second = team.get("/inbox").text, team.get("/inbox?page=2").text
+    assert "Number 100." in first
+    assert "Number 0." not in first
+    assert "Number 0." in second
+    assert "Page 2 of 2" in second
+
+
+def test_the_team_logs_out(team: FlaskClient) -> None:
+    token = fields(team.get("/inbox"))["token"]
+    assert team.post("/inbox/logout", data={"token": token}).status_code == 303
+    assert team.get("/inbox").status_code == 302
+
+
+# Setting it up
+
+
+def test_the_secret_key_is_made_once_and_kept(tmp_path: Path) -> None:
+    config = {"INSTANCE_PATH": str(tmp_path), "SQLALCHEMY_DATABASE_URI": "sqlite://"}
+    first, second = create_app(config), create_app(config)
+    assert first.config["SECRET_KEY"] == second.config["SECRET_KEY"]
+    assert len(first.config["SECRET_KEY"]) == 64
+    assert (tmp_path / "secret_key").stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["secret_key"]
+
+
+def test_the_environment_chooses_the_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me@db.test/contact")
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://broker.test/0")
+    monkeypatch.setenv("INSTANCE_PATH", str(tmp_path))
+    monkeypatch.setenv("FLASK_INBOX_PASSWORD", "1234")
+    app = create_app()
+    assert app.config["SQLALCHEMY_DATABASE_URI"] == "postgresql+psycopg://me@db.test/contact"
+    assert app.config["CELERY"]["broker_url"] == "redis://broker.test/0"
+    client = app.test_client()
+    form = {"token": fields(client.get("/inbox/login"))["token"], "password": "1234"}
+    assert client.post("/inbox/login", data=form).status_code == 303
+
+
+def test_the_console_has_the_database_and_the_sequences_at_hand(tmp_path: Path) -> None:
+    app = create_app({"INSTANCE_PATH": str(tmp_path)})
+    with app.app_context():
+        names = app.make_shell_context()
+    assert names.keys() >= {"db", "ContactForm", "Message", "Member", "SequenceRun", "StepRun"}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_the_committed_migrations_are_complete(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    url = f"sqlite:///{tmp_path / 'empty.sqlite'}"
+    if kind == "postgresql":
+        url = request.getfixturevalue("empty_postgresql_url")
+    env = {
+        **os.environ,
+        "DATABASE_URL": url,
+        "INSTANCE_PATH": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+    }
+    for command in ("upgrade", "check", "downgrade base"):
+        line = [sys.executable, "-m", "flask", "--app", "example_app", "db", *command.split()]
+        done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr + done.stdout
+
+
+@pytest.fixture
+def empty_postgresql_url() -> t.Iterator[str]:
+    """The address of a PostgreSQL database without tables."""
+    services.require(services.POSTGRESQL)
+    url = services.create_database(services.POSTGRESQL)
+    yield url
+    services.drop_database(services.POSTGRESQL, url)

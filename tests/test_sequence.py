@@ -1,0 +1,88 @@
+"""What a sequence class offers: it hands over to ``control``, with what was chosen for it."""
+
+from __future__ import annotations
+
+import inspect
+import typing as t
+
+import pytest
+from flask import Flask
+
+import flask_sequence
+from flask_sequence import BaseSequence, EmptySequenceError, SequenceRun
+from flask_sequence.sequence import PreparedSequence
+from tests.application import db
+from tests.starts import First, Second, TwoSteps
+
+MakeApp = t.Callable[..., Flask]
+
+
+class Renamed(BaseSequence):
+    name = "renamed"
+    steps = [First]
+
+
+class Shared(BaseSequence):
+    """Without steps: what others share."""
+
+    @classmethod
+    def for_joel(cls) -> SequenceRun:
+        return cls.start(name="Joel")
+
+
+class ForJoel(Shared):
+    steps = (Second,)
+
+
+def test_names() -> None:
+    assert (TwoSteps.name, Renamed.name, Shared.name) == ("TwoSteps", "renamed", "Shared")
+    assert TwoSteps.step_names == ("First", "Second")
+    assert Renamed.step_names == ("First",)
+    assert Shared.step_names == BaseSequence.step_names == ()
+
+
+def test_calling_the_class_starts_a_run(sqlite_app: Flask) -> None:
+    run: t.Any = TwoSteps(name="Joel")
+    assert type(run) is SequenceRun
+    assert run in db.session
+    assert run.data == {"name": "Joel"}
+
+
+def test_a_name_of_ones_own_is_stored(sqlite_app: Flask) -> None:
+    assert Renamed.start().sequence == "renamed"
+
+
+def test_what_a_base_shares(sqlite_app: Flask) -> None:
+    run = ForJoel.for_joel()
+    assert (run.sequence, run.step, run.data) == ("ForJoel", "Second", {"name": "Joel"})
+    with pytest.raises(EmptySequenceError, match="Shared has no steps"):
+        Shared.for_joel()
+
+
+def test_options_are_for_one_start_only(sqlite_app: Flask) -> None:
+    prepared = TwoSteps.set(queue="mail")
+    assert prepared.start().queue == "mail"
+    assert TwoSteps.start().queue != "mail"
+    assert prepared.start(queue="data").data == {"queue": "data"}
+
+
+def test_many_with_options(sqlite_app: Flask) -> None:
+    run_ids = TwoSteps.set(queue="mail", priority=2).start_many([{"n": 1}, {"n": 2}])
+    db.session.commit()
+    rows = [db.session.get_one(SequenceRun, run_id) for run_id in run_ids]
+    assert [(row.queue, row.options, row.data["n"]) for row in rows] == [
+        ("mail", {"queue": "mail", "priority": 2}, 1),
+        ("mail", {"queue": "mail", "priority": 2}, 2),
+    ]
+
+
+@pytest.mark.parametrize("owner", [BaseSequence, PreparedSequence, SequenceRun])
+def test_everything_public_is_documented(owner: type) -> None:
+    assert owner.__name__ in {*flask_sequence.__all__, "PreparedSequence"}
+    for name in vars(owner):
+        member = getattr(owner, name)
+        if not name.startswith("_") and inspect.isroutine(member):
+            text = inspect.getdoc(member) or ""
+            taken = set(inspect.signature(member).parameters) - {"self", "cls"}
+            assert text, name
+            assert all(f":param {parameter}:" in text for parameter in taken), name

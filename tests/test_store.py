@@ -1,0 +1,135 @@
+"""The moves: each by its condition, with the version raised."""
+
+from __future__ import annotations
+
+import datetime
+import typing as t
+import uuid
+
+import pytest
+import sqlalchemy as sa
+
+from flask_sequence import Status, queries, store
+from flask_sequence.claims import Claim
+from flask_sequence.database import later
+from flask_sequence.models import runs
+from flask_sequence.sessions import own_transaction
+from flask_sequence.status import ACTIVE, MOVES
+from tests.stepping import Stepping, note
+
+LABEL = "host:1"
+
+
+def end(step: t.Any) -> None:
+    note("end")
+
+
+@pytest.fixture
+def claim(stepping: Stepping) -> Claim:
+    run_id = stepping.start(end)
+    with own_transaction(stepping.runtime) as connection:
+        claim = store.claim(connection, run_id, 0, worker_id="me", pid=1)
+    assert claim is not None
+    return claim
+
+
+def held_moves(claim: Claim) -> dict[str, t.Callable[[sa.Connection], bool]]:
+    kept: dict[str, t.Any] = {"error": "E", "traceback": "T", "label": LABEL}
+    return {
+        "checkpoint": lambda c: store.checkpoint(c, claim, '{"a":1}'),
+        "advance": lambda c: store.advance(c, claim, None, step="b", queue="q", label=LABEL),
+        "hold": lambda c: store.advance(
+            c, claim, None, step="b", queue="q", label=LABEL, hold=True
+        ),
+        "finish": lambda c: store.finish(c, claim, None, label=LABEL),
+        "reschedule": lambda c: store.reschedule(c, claim, delay=1, **kept),
+        "hand_back": lambda c: store.hand_back(c, claim, delay=1, error="E"),
+        "fail": lambda c: store.fail(c, claim, **kept),
+        "crash": lambda c: store.crash(c, claim, delay=1, error="E", label=LABEL),
+        "crash at last": lambda c: store.crash(c, claim, delay=None, error="E", label=LABEL),
+    }
+
+
+def test_a_move_needs_the_version_and_the_status(stepping: Stepping, claim: Claim) -> None:
+    lost: list[dict[str, t.Any]] = [{"version": claim.version + 1}]
+    lost += [{"status": status} for status in Status if status is not Status.RUNNING]
+    for change in lost:
+        stepping.set(claim.id, **{"status": Status.RUNNING, "version": claim.version, **change})
+        before = stepping.row(claim.id)
+        for move in held_moves(claim).values():
+            with own_transaction(stepping.runtime) as connection:
+                assert not move(connection)
+        assert stepping.row(claim.id) == before
+    assert stepping.history(claim.id) == []
+
+
+def test_each_move_raises_the_version_and_is_an_allowed_one(
+    stepping: Stepping, claim: Claim
+) -> None:
+    before = stepping.row(claim.id)
+    seen = set()
+    for name, move in held_moves(claim).items():
+        stepping.set(claim.id, **before._mapping)
+        with own_transaction(stepping.runtime) as connection:
+            assert move(connection), name
+        row = stepping.row(claim.id)
+        assert row.version == claim.version + 1
+        assert row.updated_at >= before.updated_at
+        assert row.status in MOVES[Status.RUNNING]
+        is_held = row.status is Status.RUNNING
+        assert (row.worker_id, row.pid) == (("me", 1) if is_held else (None, None))
+        assert (row.due_at is not None) == (row.status is Status.WAITING)
+        assert (row.finished_at is not None) == (row.status is Status.FINISHED)
+        seen.add(row.status)
+    assert seen == {Status.RUNNING, Status.WAITING, Status.FINISHED, Status.FAILED}
+
+
+def test_moves_from_outside(stepping: Stepping) -> None:
+    run_id = stepping.start(end)
+    for status in Status:
+        stepping.set(run_id, status=status, active_key="k", finished_at=None, retries=2)
+        version = stepping.row(run_id).version
+        with own_transaction(stepping.runtime) as connection:
+            assert not store.revive(connection, run_id, version + 1)
+            assert store.revive(connection, run_id, version) is (status is Status.FAILED)
+        stepping.set(run_id, status=status, active_key="k", finished_at=None)
+        version = stepping.row(run_id).version
+        with own_transaction(stepping.runtime) as connection:
+            assert store.cancel(connection, run_id) is (status in ACTIVE)
+        row = stepping.row(run_id)
+        if status in ACTIVE:
+            assert (row.status, row.version, row.active_key) == (
+                Status.CANCELLED,
+                version + 1,
+                None,
+            )
+        else:
+            assert (row.status, row.version, row.active_key) == (status, version, "k")
+
+
+def test_many_runs_at_once(stepping: Stepping) -> None:
+    fixed: dict[str, t.Any] = {"step": "s", "data": "{}", "queue": "q", "status": Status.WAITING}
+    rows = [{**fixed, "uid": uuid.uuid4(), "sequence": f"S{n % 2}"} for n in range(5)]
+    with stepping.connect() as connection:
+        ids = store.insert_many(connection, rows, due_at=None)
+        ids += store.insert_many(connection, rows[:1], due_at=later(60))
+        connection.dialect.insert_executemany_returning = False  # as on MySQL
+        assert store.insert_many(connection, rows[:2], due_at=None) == [ids[-1] + 1, ids[-1] + 2]
+        connection.execute(sa.delete(runs).where(runs.c.id > ids[-1]))
+    assert ids == sorted(set(ids))
+    found = [stepping.row(run_id) for run_id in ids]
+    assert [row.uid for row in found] == [row["uid"] for row in [*rows, rows[0]]]
+    assert [row.due_at > row.created_at + datetime.timedelta(seconds=30) for row in found] == [
+        *[False] * 5,
+        True,
+    ]
+
+    def listed(**filters: t.Any) -> list[int]:
+        filters = {"status": None, "sequence": None, "limit": 9, **filters}
+        with stepping.connect() as connection:
+            return [row.id for row in queries.list_runs(connection, **filters)]
+
+    assert listed() == ids[::-1]
+    assert listed(limit=2) == ids[:-3:-1]
+    assert listed(sequence="S1", status=Status.WAITING) == [ids[3], ids[1]]
+    assert listed(status=Status.FAILED) == []

@@ -1,0 +1,32 @@
+"""Waiting for a condition, the only sleep in the tests."""
+
+from __future__ import annotations
+
+import time
+import typing as t
+
+ResultT = t.TypeVar("ResultT")
+
+
+def wait_until(
+    condition: t.Callable[[], ResultT],
+    timeout: float = 10.0,
+    *,
+    interval: float = 0.05,
+    message: str | t.Callable[[], str] = "",
+) -> ResultT:
+    """Ask again and again until the answer is true, and give that answer.
+
+    :param condition: What to ask.
+    :param timeout: The most seconds to wait.
+    :param interval: Seconds between two questions.
+    :param message: What to say when it did not come true, or a function that makes it.
+    :raises AssertionError: If it did not come true in time.
+    """
+    deadline = time.monotonic() + timeout
+    while not (answer := condition()):
+        if time.monotonic() >= deadline:
+            text = message() if callable(message) else message
+            raise AssertionError(f"not true after {timeout} s (last: {answer!r}). {text}")
+        time.sleep(interval)
+    return answer
