@@ -1,0 +1,109 @@
+"""flask-sequence, as its README says."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing as t
+
+import sqlalchemy as sa
+from flask import Flask
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+
+from benchmarks.contender import Contender, Place, bench_rows
+from flask_sequence import BaseSequence, Sequence, SequenceRun, Status, step
+
+db = SQLAlchemy()
+LENGTHS = (1, 5, 10, 20, 100, 1000)
+
+
+def count_up(data: t.Any) -> None:
+    data["number"] += 1
+
+
+def insert(data: t.Any) -> None:
+    data["number"] += 1
+    db.session.execute(sa.insert(bench_rows).values(number=data["number"]))
+
+
+@functools.cache
+def _place() -> Place:
+    return Place.of_worker()
+
+
+def sequence_of(length: int, rows: bool) -> type[BaseSequence]:
+    """Make a sequence of many steps; the last one notes the end."""
+    work = insert if rows else count_up
+
+    def end(data: t.Any) -> None:
+        work(data)
+        _place().note_end()
+
+    steps = [step(name=f"s{number}")(work) for number in range(1, length)]
+    name = f"Bench{'Rows' if rows else 'Empty'}{length}"
+    return type(name, (BaseSequence,), {"steps": [*steps, step(name="end")(end)]})
+
+
+SEQUENCES = {(length, rows): sequence_of(length, rows) for length in LENGTHS for rows in (0, 1)}
+
+
+def create_app(place: Place | None = None) -> Flask:
+    """Make the application; a worker finds its place in the environment."""
+    place = place or Place.of_worker()
+    app = Flask("bench", instance_path=place.folder)
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=place.database,
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_pre_ping": False},
+        TESTING=True,
+    )
+    if place.broker is not None:
+        app.config["CELERY"] = place.broker
+    if place.burst is not None:
+        app.config["SEQUENCE_BURST_SECONDS"] = place.burst
+    db.init_app(app)
+    Migrate(app, db)
+    Sequence(app)
+    return app
+
+
+class FlaskSequence(Contender):
+    """Bursts as by default."""
+
+    name = "flask-sequence"
+    configuration = "flask sequence worker -c N; everything by default."
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.app = create_app(self.place)
+        with self.app.app_context():
+            db.create_all()
+
+    def commands(self) -> list[list[str]]:
+        app = "benchmarks.ours:create_app"
+        options = ["-c", str(self.place.processes), "--loglevel", "WARNING"]
+        return [["-m", "flask", "--app", app, "sequence", "worker", *options]]
+
+    def begin(self, count: int, steps: int) -> None:
+        sequence = SEQUENCES[steps, self.place.rows]
+        with self.app.app_context():
+            for _ in range(count):
+                sequence.start(number=0)
+                db.session.commit()
+
+    def is_done(self, count: int) -> bool:
+        with self.app.app_context():
+            left = sa.select(sa.func.count()).where(
+                SequenceRun.status.in_((Status.WAITING, Status.RUNNING))
+            )
+            return db.session.scalar(left) == 0
+
+
+class WithoutBursts(FlaskSequence):
+    """One message for each step."""
+
+    name = "flask-sequence, no bursts"
+    configuration = "SEQUENCE_BURST_SECONDS = 0, else as above."
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(dataclasses.replace(place, burst=0))
