@@ -37,6 +37,8 @@ TAKEOVER_SECONDS = LEASE_SECONDS + SWEEP_SECONDS + 2.0
 """Within what time the death of a worker is noticed."""
 SLACK = 5.0
 """What a busy machine may add."""
+STOP_SECONDS = 60.0
+"""Within what time a warm shutdown ends; billiard's children may wait 30 s to be heard."""
 
 
 @pytest.fixture
@@ -163,7 +165,7 @@ def test_rolling_restarts_under_load(
         for _ in range(count):
             following = start_worker(scene.source, "-c", "2", env=scene.env)
             began = time.monotonic()
-            assert worker.stop(60) == 0  # a child of billiard may wait 30 s for its results to be read
+            assert worker.stop(STOP_SECONDS) == 0
             exits.append(time.monotonic() - began)
             worker = following
     ids = range(1, sum(scene.statuses().values()) + 1)
