@@ -13,12 +13,12 @@ import typing as t
 import uuid
 
 from . import queries, store, upkeep
-from .claims import Claim, Row, holds, is_known_format
+from .claims import Claim, Row, is_known_format
 from .database import is_transient
 from .definition import SequenceDefinition, StepDefinition, find_sequence
 from .failures import one_line
 from .runtime import Nudge, Runtime
-from .sessions import own_transaction
+from .sessions import own_move, own_statements, own_transaction
 from .status import Status
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
@@ -129,12 +129,8 @@ class Attempt:
         )
 
 
-class _Refused(Exception):  # noqa: N818
-    """Rolls a claim back."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__()
-        self.outcome = outcome
+Limits = tuple[float | None, float | None]
+"""The hard and the soft time limit that a message carries, in seconds."""
 
 
 def claim_run(
@@ -143,22 +139,30 @@ def claim_run(
     version: int,
     *,
     ignore_due: bool,
+    limits: Limits | None,
     is_shutdown: t.Callable[[BaseException], bool],
 ) -> Attempt | Outcome:
     """Claim a run, if the nudge is not stale, the run is due, and its step is known here.
 
     :return: The attempt; or, where there is none, what came of the nudge.
     """
-    claim: Claim | None = None
     for tries in itertools.count(1):
+        sent = False
         try:
-            with own_transaction(runtime) as connection:
+            with own_statements(runtime) as connection:
+                row = queries.look(connection, run_id)
+                refused = _refuse(runtime, row, version, ignore_due)
+                if refused is None and limits is not None:
+                    refused = _redirect(runtime, connection, row, limits)
+                if refused is not None:
+                    return refused
+                sent = True
                 claim = _claim(runtime, connection, run_id, version, ignore_due)
-            return _attempt_at(runtime, claim, is_shutdown)
-        except _Refused as refused:
-            return refused.outcome
+            return _attempt_at(runtime, claim, is_shutdown) if claim else LEFT_ALONE
         except Exception as error:
-            if claim is not None and _is_claimed(runtime, claim):
+            # It may have been made, although the answer has not come.
+            claim = _until_answered(lambda: _held(runtime, run_id, version + 1)) if sent else None
+            if claim is not None:
                 return _attempt_at(runtime, claim, is_shutdown)
             if not is_transient(error):
                 raise
@@ -169,10 +173,45 @@ def claim_run(
     raise AssertionError("unreachable")  # pragma: no cover
 
 
+def _refuse(runtime: Runtime, row: Row | None, version: int, ignore_due: bool) -> Outcome | None:
+    if row is None or row.version != version or row.status is not Status.WAITING:
+        return LEFT_ALONE
+    if not is_known_format(row):
+        logger.warning("Run %s was written by a newer release: left alone", row.id)
+        return LEFT_ALONE
+    found = _find(row.sequence, row.step)
+    if found is None:
+        logger.warning(
+            "Run %s stands at %s.%s, which is not known here; is it in SEQUENCE_IMPORTS?",
+            row.id,
+            row.sequence,
+            row.step,
+        )
+    if row.due_at is None or found is None:
+        return LEFT_ALONE
+    rest = (row.due_at - row.now).total_seconds()
+    if ignore_due or rest <= 0:
+        return None
+    if not runtime.rides(rest):
+        return LEFT_ALONE
+    return Outcome(nudge=runtime.nudge(row, found[1].options, countdown=rest))
+
+
+def _redirect(runtime: Runtime, connection: t.Any, row: Row, limits: Limits) -> Outcome | None:
+    """Send a nudge again that came by another way than its step has since a deploy."""
+    found = _find(row.sequence, row.step)
+    assert found is not None
+    nudge = runtime.nudge(row, found[1].options, version=row.version + 1, redirected=True)
+    if (row.queue, *limits) == (nudge.queue, nudge.time_limit, nudge.soft_time_limit):
+        return None
+    moved = store.redirect(connection, row.id, row.version, queue=nudge.queue)
+    return Outcome(nudge=nudge) if moved else LEFT_ALONE
+
+
 def _claim(
     runtime: Runtime, connection: t.Any, run_id: int, version: int, ignore_due: bool
-) -> Claim:
-    claim = store.claim(
+) -> Claim | None:
+    return store.claim(
         connection,
         run_id,
         version,
@@ -180,17 +219,14 @@ def _claim(
         pid=os.getpid(),
         ignore_due=ignore_due,
     )
-    if claim is None:
-        raise _Refused(_early_or_stale(runtime, queries.look(connection, run_id), version))
-    if _find(claim.sequence, claim.step) is None:
-        logger.warning(
-            "Run %s stands at %s.%s, which is not known here; is it in SEQUENCE_IMPORTS?",
-            run_id,
-            claim.sequence,
-            claim.step,
+
+
+def _held(runtime: Runtime, run_id: int, version: int) -> Claim | None:
+    # A thread beside this one may have made the claim; then one of the two is not let commit.
+    with own_statements(runtime) as connection:
+        return queries.held(
+            connection, run_id, version, worker_id=runtime.worker_id, pid=os.getpid()
         )
-        raise _Refused(LEFT_ALONE)
-    return claim
 
 
 def _attempt_at(
@@ -213,30 +249,6 @@ def _find(sequence: str, step: str) -> tuple[SequenceDefinition, StepDefinition]
     definition = find_sequence(sequence)
     found = definition.get(step) if definition else None
     return (definition, found) if definition and found else None
-
-
-def _is_claimed(runtime: Runtime, claim: Claim) -> bool:
-    """Tell whether a claim was committed, although the answer has not come."""
-    row = read_row(runtime, claim.id)
-    if row is None or row.version != claim.version or not holds(claim, row):
-        return False
-    # Another thread of this process has the same pid, and another time.
-    return bool(row.step_started_at == claim.step_started_at)
-
-
-def _early_or_stale(runtime: Runtime, row: Row | None, version: int) -> Outcome:
-    if row is None or row.version != version or row.status is not Status.WAITING:
-        return LEFT_ALONE
-    if not is_known_format(row):
-        logger.warning("Run %s was written by a newer release: left alone", row.id)
-        return LEFT_ALONE
-    found = _find(row.sequence, row.step)
-    if row.due_at is None or found is None:
-        return LEFT_ALONE
-    rest = max((row.due_at - row.now).total_seconds(), 0.0)
-    if not runtime.rides(rest):
-        return LEFT_ALONE
-    return Outcome(nudge=runtime.nudge(row, found[1].options, countdown=rest))
 
 
 def stand_in(runtime: Runtime) -> None:
@@ -272,7 +284,7 @@ def move(attempt: Attempt, change: t.Callable[..., bool], **values: t.Any) -> bo
     def change_once() -> bool:
         nonlocal tried
         again, tried = tried, True
-        with own_transaction(attempt.runtime) as connection:
+        with own_move(attempt.runtime) as connection:
             # Of a try whose answer did not come, the next one finds the version gone.
             return change(connection, attempt.claim, **values) or again
 
@@ -283,7 +295,7 @@ def read_row(runtime: Runtime, run_id: int) -> Row | None:
     """Read where a run stands, and wait for the database as long as it takes."""
 
     def read_once() -> Row | None:
-        with own_transaction(runtime, writes=False) as connection:
+        with own_statements(runtime) as connection:
             return queries.look(connection, run_id)
 
     return _until_answered(read_once)

@@ -9,6 +9,7 @@ import uuid
 
 import sqlalchemy as sa
 
+from .columns import plain_text
 from .database import clock
 from .models import EMPTIED, FORMAT, runs
 from .status import Status
@@ -27,7 +28,8 @@ class Claim:
     uid: uuid.UUID
     sequence: str
     step: str
-    data: t.Mapping[str, t.Any]
+    text: str
+    """The data, as JSON: where they cannot be read, the step fails, not the claim."""
     key: str | None
     options: t.Mapping[str, t.Any] | None
     attempt: int
@@ -47,9 +49,13 @@ class Claim:
         return (self.now - self.step_started_at).total_seconds()
 
 
-CLAIM_COLUMNS = (
-    *(runs.c[field.name] for field in dataclasses.fields(Claim) if field.name != "now"),
-    clock().label("now"),
+_COMPUTED: dict[str, sa.ColumnElement[t.Any]] = {
+    "now": clock().label("now"),
+    "text": plain_text(runs.c.data).label("text"),
+}
+CLAIM_COLUMNS: tuple[sa.ColumnElement[t.Any], ...] = tuple(
+    _COMPUTED[field.name] if field.name in _COMPUTED else runs.c[field.name]
+    for field in dataclasses.fields(Claim)
 )
 """What is read for a claim."""
 

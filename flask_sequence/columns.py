@@ -56,6 +56,7 @@ class _Plain(sa.sql.functions.FunctionElement[t.Any]):
     """A JSON column as the database's text, which no hook of the driver has read."""
 
     inherit_cache = True
+    type: sa.types.TypeEngine[t.Any] = sa.Text()
 
 
 @compiles(_Plain)
@@ -66,6 +67,14 @@ def _plain(element: _Plain, compiler: t.Any, **kw: t.Any) -> str:
 @compiles(_Plain, "postgresql")
 def _plain_postgresql(element: _Plain, compiler: t.Any, **kw: t.Any) -> str:
     return f"CAST({compiler.process(element.clauses, **kw)} AS TEXT)"
+
+
+def plain_text(column: sa.ColumnElement[t.Any]) -> sa.ColumnElement[str]:
+    """Select a JSON column as text, which neither the driver nor `DataText` decodes.
+
+    :param column: The column.
+    """
+    return _Plain(column)
 
 
 class DataText(sa.types.TypeDecorator[t.Mapping[str, t.Any]]):

@@ -134,6 +134,7 @@ def start(
     text = encode(data, max_bytes=runtime.settings.max_data_bytes)
     run = SequenceRun(
         **_new_row(runtime, definition, options),
+        uid=uuid.uuid4(),
         data=types.MappingProxyType(decode_text(text)),
         key=options.key,
         active_key=options.key,
@@ -152,7 +153,6 @@ def _new_row(
 ) -> dict[str, t.Any]:
     first = definition.first
     return {
-        "uid": uuid.uuid4(),
         "sequence": definition.name,
         "step": first.name,
         "status": Status.WAITING,
@@ -191,23 +191,21 @@ def start_many(
     if options.key is not None:
         raise InvalidOptionError("start_many() takes no key: it names one run. Use start().")
     limit = runtime.settings.max_data_bytes
-    rows = [
-        {**_new_row(runtime, definition, options), "data": encode(data, max_bytes=limit)}
-        for data in many
-    ]
+    rows = [{"uid": uuid.uuid4(), "data": encode(data, max_bytes=limit)} for data in many]
     if not rows:
         return []
     session = runtime.db.session()
     connection = connection_of(session)
+    same = _new_row(runtime, definition, options)
     run_ids = [
         run_id
         for batch in _batches(rows)
-        for run_id in store.insert_many(connection, batch, due_at=options.due_at)
+        for run_id in store.insert_many(connection, batch, same=same, due_at=options.due_at)
     ]
     delay = max(options.delay or 0.0, 0.0)
     most = None if runtime.is_eager else MOST_NUDGES
-    for run_id, row in zip(run_ids[:most], rows, strict=False):
-        started = types.SimpleNamespace(**row, id=run_id)
+    for run_id in run_ids[:most]:
+        started = types.SimpleNamespace(**same, id=run_id)
         nudge = runtime.nudge(started, definition.first.options, countdown=delay)
         publish_after_commit(session, nudge, publish=runtime.rides(delay))
     return run_ids

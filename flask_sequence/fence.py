@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import logging
 import typing as t
+import weakref
 
 import sqlalchemy as sa
 from flask.globals import app_ctx
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from . import queries, store
 from .claims import Claim, Row, holds
-from .data import decode_text, encode
+from .data import encode
 from .database import is_aborted, release_guard, set_guard, short_transaction
 from .errors import ClaimLost, TransactionDoomedError
 from .runtime import Runtime
@@ -36,7 +37,7 @@ class Fence:
     :param runtime: The application's runtime.
     :param claim: The claim, by which the first commit goes.
     :param data: Gives the step's data.
-    :param text: The data of the claim, encoded, where they are known.
+    :param text: The data as of the last commit, as ``encode`` writes them, where that is known.
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class Fence:
         self.move: Move = t.cast(Move, store.checkpoint)
         self.moved: bool = False
         self._data = data
-        self.text: str = encode(claim.data) if text is None else text
+        self.text: str = encode(data()) if text is None else text
         """The data as of the last commit, encoded."""
         self._sent: str | None = None
         self._sent_move = self.move
         self._other_bind = False
         self._connection: sa.Connection | None = None
+        self._bind: sa.Engine | sa.Connection | None = None
         self._context: object = None
         self._sessions: list[Session] = []
 
@@ -73,7 +75,7 @@ class Fence:
     @property
     def saved(self) -> Claim:
         """The claim with the data as of the last commit."""
-        return dataclasses.replace(self.claim, data=decode_text(self.text))
+        return dataclasses.replace(self.claim, text=self.text)
 
     def passed(self) -> None:
         """Take it that the commit that was sent went through."""
@@ -93,35 +95,36 @@ class Fence:
         return session is self.runtime.db.session()
 
     def attach(self, session: Session) -> None:
-        """Listen to a session, behind all who listen already."""
-        if not any(session is known for known in self._sessions):
+        """Stand before the commits of a session."""
+        if session.info.get(_FENCE) is not self:
             self._sessions.append(session)
-            sa.event.listen(session, "before_commit", self._before_commit)
-            sa.event.listen(session, "after_commit", self._after_commit)
+            session.info[_FENCE] = self
 
     def detach(self) -> None:
-        """Stop to listen."""
+        """Let all sessions go."""
         for session in self._sessions:
-            sa.event.remove(session, "before_commit", self._before_commit)
-            sa.event.remove(session, "after_commit", self._after_commit)
+            session.info.pop(_FENCE, None)
         self._sessions.clear()
 
     def begun(self, transaction: SessionTransaction, connection: sa.Connection) -> None:
         """Note that a session has begun a transaction on a connection."""
         if transaction.parent is not None:
             return
-        if connection.engine is bind_of(self.runtime).engine:
+        self._bind = bind_of(self.runtime)
+        if connection.engine is self._bind.engine:
+            _watch(connection.engine)
             set_guard(connection)
         else:
             self._other_bind = True
 
-    def _before_commit(self, session: Session) -> None:
+    def before_commit(self, session: Session) -> None:
+        """Make the move in the transaction that a session is about to commit."""
         if session.in_nested_transaction():
             return
         text = encode(self._data(), max_bytes=self.runtime.settings.max_data_bytes)
         session.flush()
         connection = connection_of(session)
-        if isinstance(bind_of(self.runtime), sa.Connection):
+        if isinstance(self._bind, sa.Connection):
             _check_guard(connection)  # in a test's own transaction, which is not committed
         if self.unknown:
             self._ask(connection)
@@ -142,7 +145,8 @@ class Fence:
                 " that did not raise the error: nothing of the transaction can be committed."
             )
 
-    def _after_commit(self, session: Session) -> None:
+    def after_commit(self, session: Session) -> None:
+        """Count a commit that has gone through."""
         if session.in_nested_transaction() or self._sent is None:
             return
         if self._other_bind:
@@ -195,6 +199,9 @@ def _warn_of_other_bind(sequence: str, step: str) -> None:
     )
 
 
+_FENCE = "flask_sequence_fence"
+"""Under which ``session.info`` names the fence that stands before a session's commits."""
+
 _fence: contextvars.ContextVar[Fence | None] = contextvars.ContextVar("fence", default=None)
 
 
@@ -242,7 +249,30 @@ def _after_begin(
         fence.begun(transaction, connection)
 
 
-@sa.event.listens_for(sa.Engine, "commit")
+@sa.event.listens_for(Session, "before_commit")
+def _before_commit(session: Session) -> None:
+    fence = session.info.get(_FENCE)
+    if fence is not None:
+        fence.before_commit(session)
+
+
+@sa.event.listens_for(Session, "after_commit")
+def _after_commit(session: Session) -> None:
+    fence = session.info.get(_FENCE)
+    if fence is not None:
+        fence.after_commit(session)
+
+
+_watched: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+
+
+def _watch(engine: sa.Engine) -> None:
+    # When the first step comes, the application has set up the listeners of its own.
+    if engine not in _watched:
+        _watched.add(engine)
+        sa.event.listen(engine, "commit", _before_real_commit)
+
+
 def _before_real_commit(connection: sa.Connection) -> None:
     fence = _fence.get()
     if fence is not None:

@@ -101,9 +101,11 @@ class SequenceRun(Base):
             postgresql_where=sa.text("status = 'running'"),
             sqlite_where=sa.text("status = 'running'"),
         ),
-        sa.Index("ix_sequence_runs_status", "status", "sequence", "id"),
+        sa.Index("ix_sequence_runs_status", "status", "id"),
+        sa.Index("ix_sequence_runs_sequence", "status", "sequence", "id"),
         sa.Index(
             "ix_sequence_runs_finished",
+            "format",
             "finished_at",
             postgresql_where=sa.text("finished_at IS NOT NULL"),
             sqlite_where=sa.text("finished_at IS NOT NULL"),

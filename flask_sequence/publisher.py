@@ -159,6 +159,7 @@ class Publisher:
             time_limit=nudge.time_limit,
             soft_time_limit=nudge.soft_time_limit,
             shadow=sanitise(nudge.label),
+            retries=int(nudge.redirected),
             add_to_parent=False,
             ignore_result=True,
         )

@@ -16,6 +16,7 @@ from .attempt import (
     FRESH_TRIES,
     LEFT_ALONE,
     Attempt,
+    Limits,
     Outcome,
     claim_run,
     move,
@@ -24,6 +25,7 @@ from .attempt import (
     stand_in,
 )
 from .claims import Row, holds
+from .data import decode_text
 from .database import is_after_failure, is_transient
 from .definition import RunInfo
 from .errors import (
@@ -43,7 +45,7 @@ from .status import Status
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
-__all__ = ["Outcome", "advance", "stand_in"]
+__all__ = ["Limits", "Outcome", "advance", "stand_in"]
 
 _TERMINATED = (signal.SIGTERM - 256, signal.SIGQUIT - 256)
 """How a pool's child exits at SIGTERM; at SIGQUIT where ``REMAP_SIGTERM`` says so."""
@@ -55,6 +57,7 @@ def advance(
     version: int,
     *,
     ignore_due: bool = False,
+    limits: Limits | None = None,
     is_shutdown: t.Callable[[BaseException], bool] = lambda error: False,
 ) -> Outcome:
     """Perform the step that a run stands at, and those after it while the burst lasts.
@@ -63,12 +66,18 @@ def advance(
     :param run_id: The run.
     :param version: The version that the nudge names; of any other nothing is performed.
     :param ignore_due: Whether to perform it before its time.
+    :param limits: The time limits of the message that brought the nudge; None: do not compare.
     :param is_shutdown: Tells the exceptions by which a process is asked to end.
     :return: What came of it, and what is to be published.
     """
     with unfenced():
         attempt = claim_run(
-            runtime, run_id, version, ignore_due=ignore_due, is_shutdown=is_shutdown
+            runtime,
+            run_id,
+            version,
+            ignore_due=ignore_due,
+            limits=limits,
+            is_shutdown=is_shutdown,
         )
         if isinstance(attempt, Outcome):
             return attempt
@@ -81,7 +90,10 @@ def advance(
 
 def _make(attempt: Attempt) -> Attempt | Outcome:
     """Make one attempt: perform the step, commit it, and see what came of it."""
-    data = dict(attempt.claim.data)
+    try:
+        data = decode_text(attempt.claim.text)
+    except DataError as unreadable:
+        return _failed(attempt, unreadable)
     body = _Body(attempt, data)
     fence = Fence(attempt.runtime, attempt.claim, lambda: body.data, attempt.text)
     try:

@@ -18,6 +18,7 @@ if t.TYPE_CHECKING:
     from celery import Celery
     from flask import Flask
     from flask_sqlalchemy import SQLAlchemy
+    from sqlalchemy import Engine
 
     from .status import Status
 
@@ -39,6 +40,8 @@ class Nudge:
     soft_time_limit: float | None = None
     countdown: float = 0.0
     """Seconds until the message is to be handed out."""
+    redirected: bool = False
+    """Whether it replaces one that had come by another way; so it is taken as it comes."""
 
 
 class Verbs(t.Protocol):
@@ -75,6 +78,8 @@ class Runtime:
     """The id of the Celery worker that this process belongs to."""
     in_worker: bool = False
     """Whether this process is one of a Celery worker."""
+    engine: Engine | None = field(default=None, repr=False)
+    """The engine of the runs in a worker; elsewhere tests may replace it at any time."""
     stop_flag: t.Any = field(default=None, repr=False)
     """A byte that a worker shares with its processes: set once it is asked to stop."""
     number: int = field(default_factory=lambda: next(_numbers))
@@ -150,6 +155,7 @@ class Runtime:
         version: int | None = None,
         step: str | None = None,
         countdown: float = 0.0,
+        redirected: bool = False,
     ) -> Nudge:
         """Make the nudge for a run.
 
@@ -158,6 +164,7 @@ class Runtime:
         :param version: The version to name, where it is no longer the row's.
         :param step: The step to name in logs, where it is no longer the row's.
         :param countdown: Seconds until it is due.
+        :param redirected: Whether it replaces one that came by another way.
         """
         chosen: t.Mapping[str, t.Any] = run.options or {}
         return Nudge(
@@ -169,6 +176,7 @@ class Runtime:
             time_limit=options.time_limit,
             soft_time_limit=options.soft_time_limit,
             countdown=countdown,
+            redirected=redirected,
         )
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from flask import has_app_context
 from sqlalchemy.orm import object_session
 
-from .database import is_memory, short_transaction
+from .database import is_memory, short_transaction, single_statements
 from .models import SequenceRun
 from .runtime import Runtime
 
@@ -27,17 +27,25 @@ def bind_of(runtime: Runtime) -> sa.Engine | sa.Connection:
     return runtime.db.session().get_bind(mapper=SequenceRun.__mapper__)
 
 
-@contextlib.contextmanager
-def own_transaction(runtime: Runtime, *, writes: bool = True) -> t.Iterator[sa.Connection]:
-    """Run a short transaction beside ``db.session``.
+def own_transaction(runtime: Runtime) -> t.ContextManager[sa.Connection]:
+    """Run a short transaction beside ``db.session``."""
+    return short_transaction(_fresh_bind(runtime))
 
-    :param writes: Whether it will write.
-    """
-    with short_transaction(_fresh_bind(runtime), writes=writes) as connection:
-        yield connection
+
+def own_move(runtime: Runtime) -> t.ContextManager[sa.Connection]:
+    """Make a move of a held run beside ``db.session``: on PostgreSQL it is one statement."""
+    bind = _fresh_bind(runtime)
+    return (single_statements if bind.dialect.name == "postgresql" else short_transaction)(bind)
+
+
+def own_statements(runtime: Runtime) -> t.ContextManager[sa.Connection]:
+    """Run statements beside ``db.session`` that need no transaction."""
+    return single_statements(_fresh_bind(runtime))
 
 
 def _fresh_bind(runtime: Runtime) -> sa.Engine | sa.Connection:
+    if runtime.engine is not None:
+        return runtime.engine
     bind = None
     try:
         with own_context(runtime):
@@ -73,7 +81,7 @@ def fresh_read(runtime: Runtime) -> t.Iterator[sa.Connection]:
         # All share one connection there: to end a transaction on it would end the session's.
         yield connection_of(runtime.db.session())
     else:
-        with short_transaction(bind, writes=False) as connection:
+        with single_statements(bind) as connection:
             yield connection
 
 

@@ -17,20 +17,55 @@ _HANDED_BACK: dict[str, t.Any] = {"worker_id": None, "pid": None, "step_started_
 
 
 def insert_many(
-    connection: sa.Connection, rows: t.Sequence[dict[str, t.Any]], *, due_at: t.Any
+    connection: sa.Connection,
+    rows: t.Sequence[t.Mapping[str, t.Any]],
+    *,
+    same: t.Mapping[str, t.Any],
+    due_at: t.Any,
 ) -> list[int]:
     """(nothing) -> waiting, for many runs.
 
-    :param rows: The values of the columns that have no default.
+    :param rows: Of each, ``uid`` and ``data``, encoded.
+    :param same: The other columns that have no default; of all.
     :param due_at: When they are due; None: at once.
     :return: Their ids, in the order of ``rows``.
     """
-    statement = sa.insert(runs).values(due_at=clock() if due_at is None else due_at)
+    due_at = clock() if due_at is None else due_at
+    if connection.dialect.name == "postgresql":
+        statement = _insert_unnested({**_DEFAULTS, **same}, due_at)
+        columns = {name: [str(row[name]) for row in rows] for name in ("uid", "data")}
+        # As their sequence counts up in the order of the rows, so do they.
+        return sorted(connection.execute(statement, columns).scalars())
+    statement = sa.insert(runs).values(due_at=due_at)
+    values = [{**same, **row} for row in rows]
     if connection.dialect.insert_executemany_returning:
         statement = statement.returning(runs.c.id, sort_by_parameter_order=True)
-        return list(connection.execute(statement, rows).scalars())
-    inserted = (connection.execute(statement, row).inserted_primary_key for row in rows)
+        return list(connection.execute(statement, values).scalars())
+    inserted = (connection.execute(statement, row).inserted_primary_key for row in values)
     return [key[0] for key in inserted if key is not None]
+
+
+_DEFAULTS: dict[str, t.Any] = {
+    column.name: t.cast(t.Any, column.default).arg
+    for column in runs.c
+    if column.default is not None and column.default.is_scalar
+}
+
+
+def _insert_unnested(same: t.Mapping[str, t.Any], due_at: t.Any) -> sa.Insert:
+    # Two arrays: with a parameter for each value, the driver takes longer than the server.
+    texts = sa.ARRAY(sa.Text)
+    arrays = sa.func.unnest(sa.bindparam("uid", type_=texts), sa.bindparam("data", type_=texts))
+    row = arrays.table_valued("uid", "data", with_ordinality="number").render_derived()
+    values = {
+        **{name: sa.cast(row.c[name], runs.c[name].type) for name in ("uid", "data")},
+        "due_at": due_at,
+        **{name: clock() for name in ("published_at", "created_at", "updated_at")},
+        **{name: sa.literal(value, runs.c[name].type) for name, value in same.items()},
+    }
+    chosen = sa.select(*values.values()).select_from(row).order_by(row.c.number)
+    insert = sa.insert(runs).from_select(list(values), chosen, include_defaults=False)
+    return insert.returning(runs.c.id)
 
 
 def claim(
@@ -207,6 +242,16 @@ def cancel(connection: sa.Connection, run_id: int) -> bool:
     return _moved(connection, statement)
 
 
+def redirect(connection: sa.Connection, run_id: int, version: int, *, queue: str) -> bool:
+    """waiting -> waiting in another queue, for a nudge that goes where the step is performed."""
+    statement = (
+        sa.update(runs)
+        .where(runs.c.id == run_id, runs.c.version == version, runs.c.status == Status.WAITING)
+        .values(queue=queue, version=version + 1, published_at=clock(), updated_at=clock())
+    )
+    return _moved(connection, statement)
+
+
 def block(
     connection: sa.Connection,
     sequence: str,
@@ -215,30 +260,29 @@ def block(
     queues: t.Collection[str],
     overdue: float,
     error: str,
+    limit: int,
 ) -> int:
-    """waiting -> blocked, for all runs that stay due at a step that is not known.
+    """waiting -> blocked, for runs that stay due at a step that is not known.
 
     :param queues: Their queues: who consumes another one may know the step.
     :param overdue: Seconds for which they must have been due.
+    :param limit: The most to move.
     :return: How many.
     """
-    statement = (
-        _moving_all(sequence, step, Status.WAITING, Status.BLOCKED)
-        .where(runs.c.queue.in_(queues), runs.c.due_at <= moment(-overdue))
-        .values(error=error, due_at=None)
-    )
-    return connection.execute(statement).rowcount
+    due = runs.c.queue.in_(queues) & (runs.c.due_at <= moment(-overdue))
+    found = _standing_at(sequence, step, Status.WAITING).where(due).limit(limit)
+    return _move_found(connection, found, Status.WAITING, Status.BLOCKED, error=error, due_at=None)
 
 
-def unblock(connection: sa.Connection, sequence: str, step: str) -> int:
-    """blocked -> waiting, for all runs at a step that is known again.
+def unblock(connection: sa.Connection, sequence: str, step: str, *, limit: int) -> int:
+    """blocked -> waiting, for runs at a step that is known again.
 
+    :param limit: The most to move.
     :return: How many.
     """
-    statement = _moving_all(sequence, step, Status.BLOCKED, Status.WAITING).values(
-        error=None, due_at=clock(), published_at=None
-    )
-    return connection.execute(statement).rowcount
+    found = _standing_at(sequence, step, Status.BLOCKED).limit(limit)
+    again: dict[str, t.Any] = {"error": None, "due_at": clock(), "published_at": None}
+    return _move_found(connection, found, Status.BLOCKED, Status.WAITING, **again)
 
 
 def _moving(run_id: int, version: int, source: Status, target: Status) -> sa.Update:
@@ -250,13 +294,28 @@ def _moving(run_id: int, version: int, source: Status, target: Status) -> sa.Upd
     )
 
 
-def _moving_all(sequence: str, step: str, source: Status, target: Status) -> sa.Update:
-    assert target in MOVES[source]
-    return (
-        sa.update(runs)
-        .where(runs.c.status == source, runs.c.sequence == sequence, runs.c.step == step)
-        .values(status=target, version=runs.c.version + 1, updated_at=clock())
+def _standing_at(sequence: str, step: str, status: Status) -> sa.Select[tuple[int]]:
+    return sa.select(runs.c.id).where(
+        runs.c.status == status, runs.c.sequence == sequence, runs.c.step == step
     )
+
+
+def _move_found(
+    connection: sa.Connection,
+    found: sa.Select[tuple[int]],
+    source: Status,
+    target: Status,
+    **values: t.Any,
+) -> int:
+    assert target in MOVES[source]
+    # Not by a subquery: MariaDB would look it up for each row of the table.
+    run_ids = list(connection.execute(found).scalars())
+    moved = (
+        sa.update(runs)
+        .where(runs.c.id.in_(run_ids), runs.c.status == source)
+        .values(status=target, version=runs.c.version + 1, updated_at=clock(), **values)
+    )
+    return connection.execute(moved).rowcount
 
 
 def _data(data: str | None) -> dict[str, t.Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 import typing as t
 
 from . import queries, store, upkeep
@@ -18,8 +19,12 @@ from .status import Status
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
-ORPHANS_AT_ONCE = 500
 PURGED_AT_ONCE = 500
+PURGE_SECONDS = 0.2
+"""How long the keeper purges before it looks after its children again."""
+MOVED_AT_ONCE = 500
+MOVE_SECONDS = 1.0
+"""How long one sweep blocks runs and lets them go on."""
 CLAIM_SECONDS = 0.2
 """How long a claim may take after Celery has begun to count a time limit."""
 GONE_SECONDS = 3600.0
@@ -54,27 +59,40 @@ def due_nudges(
 def free(runtime: Runtime, connect: Connect, claims: t.Iterable[Claim], reason: str) -> list[Nudge]:
     """Take runs from processes that are gone: a crash of their step.
 
+    All in one transaction, without waiting for a row that somebody else is just writing.
+
     :param runtime: The application's runtime.
     :param connect: Opens a short transaction.
-    :param claims: What the processes held.
+    :param claims: What the processes held; a small batch.
     :param reason: What happened to them, for ``run.error``.
     :return: The nudges for what can be tried again soon.
     """
-    freed = (_free_one(runtime, connect, claim, reason) for claim in claims)
+    held = {claim.id: claim for claim in claims}
+    if not held:
+        return []
+    with connect() as connection:
+        unlocked = queries.lock(connection, list(held))
+        freed = [_free_one(runtime, connection, held[run_id], reason) for run_id in unlocked]
     return [nudge for nudge in freed if nudge is not None]
 
 
-def _free_one(runtime: Runtime, connect: Connect, claim: Claim, reason: str) -> Nudge | None:
+def _free_one(runtime: Runtime, connection: t.Any, claim: Claim, reason: str) -> Nudge | None:
     crashes = claim.crashes + 1
     failed = crashes >= runtime.settings.max_crashes
     delay = None if failed else crash_delay(crashes)
     error = _crash_text(runtime, claim, reason)
-    with connect() as connection:
-        label = f"{claim.worker_id}:{claim.pid}"
-        moved = store.crash(connection, claim, delay=delay, error=error, label=label)
+    label = f"{claim.worker_id}:{claim.pid}"
+    where = f"Run {claim.id}, step {claim.sequence}.{claim.step}, attempt {claim.attempt}"
+    try:
+        with connection.begin_nested():
+            moved = store.crash(connection, claim, delay=delay, error=error, label=label)
+    except Exception as refusal:
+        if is_transient(refusal):
+            raise
+        logger.error("%s cannot be taken up: %s", where, one_line(refusal))
+        return None
     if not moved:
         return None
-    where = f"Run {claim.id}, step {claim.sequence}.{claim.step}, attempt {claim.attempt}"
     logger.warning("%s: %s%s", where, error, "; it has crashed too often" if failed else "")
     options = options_of(claim.sequence, claim.step)
     if delay is None or options is None or not runtime.rides(delay):
@@ -91,16 +109,6 @@ def _crash_text(runtime: Runtime, claim: Claim, reason: str) -> str:
     return f"Crash: {reason}"
 
 
-def free_orphans(runtime: Runtime, connect: Connect) -> list[Nudge]:
-    """Take up what workers hold that no longer count as alive.
-
-    :return: The nudges for what can be tried again soon.
-    """
-    with connect() as connection:
-        claims = queries.orphans(connection, ORPHANS_AT_ONCE)
-    return free(runtime, connect, claims, "the worker that performed the step is gone")
-
-
 def mark_unknown(runtime: Runtime, connect: Connect, queues: t.Collection[str]) -> None:
     """waiting -> blocked for steps that are due, unclaimed and not known here; and back.
 
@@ -108,17 +116,32 @@ def mark_unknown(runtime: Runtime, connect: Connect, queues: t.Collection[str]) 
     """
     overdue = 2 * (runtime.settings.sweep_seconds or 0.0)
     with connect() as connection:
-        for sequence, step in queries.overdue_steps(connection, queues=queues, overdue=overdue):
-            if options_of(sequence, step) is None:
-                error = _unknown_text(runtime, sequence, step)
-                count = store.block(
-                    connection, sequence, step, queues=queues, overdue=overdue, error=error
-                )
-                logger.warning("%s runs are blocked: %s", count, error)
-        for sequence, step in queries.blocked_steps(connection):
-            if options_of(sequence, step) is not None:
-                count = store.unblock(connection, sequence, step)
-                logger.info("%s runs at %s.%s go on", count, sequence, step)
+        waiting = queries.overdue_steps(connection, queues=queues, overdue=overdue)
+        blocked = queries.blocked_steps(connection)
+    until = time.monotonic() + MOVE_SECONDS
+    for sequence, step in waiting:
+        if options_of(sequence, step) is None:
+            error = _unknown_text(runtime, sequence, step)
+            block = functools.partial(store.block, queues=queues, overdue=overdue, error=error)
+            count = _move_all(connect, block, sequence, step, until)
+            logger.warning("%s runs are blocked: %s", count, error)
+    for sequence, step in blocked:
+        if options_of(sequence, step) is not None:
+            count = _move_all(connect, store.unblock, sequence, step, until)
+            logger.info("%s runs at %s.%s go on", count, sequence, step)
+
+
+def _move_all(
+    connect: Connect, move: t.Callable[..., int], sequence: str, step: str, until: float
+) -> int:
+    """Move runs in small batches, and leave the rest to the next sweep when the time is up."""
+    moved = 0
+    while True:
+        with connect() as connection:
+            count = move(connection, sequence, step, limit=MOVED_AT_ONCE)
+        moved += count
+        if count < MOVED_AT_ONCE or time.monotonic() >= until:
+            return moved
 
 
 def _unknown_text(runtime: Runtime, sequence: str, step: str) -> str:
@@ -128,18 +151,32 @@ def _unknown_text(runtime: Runtime, sequence: str, step: str) -> str:
     return text
 
 
-def purge(runtime: Runtime, connect: Connect) -> int:
-    """Delete what ended longer ago than ``SEQUENCE_RETENTION``, one small batch.
+def purge(runtime: Runtime, connect: Connect) -> bool:
+    """Delete what ended longer ago than ``SEQUENCE_RETENTION``, in small batches.
 
-    :return: How many runs were looked at; as many as fit into a batch: there may be more.
+    :return: Whether there is more: it stops when it has taken ``PURGE_SECONDS``.
     """
     retention = runtime.settings.retention_seconds
     if retention is None:
-        return 0
+        return False
     with connect() as connection:
         upkeep.remove_workers_gone_for(connection, GONE_SECONDS)
-        run_ids = upkeep.ended_before(connection, retention, PURGED_AT_ONCE)
-    if run_ids and not delete(connect, run_ids):
+    until = time.monotonic() + PURGE_SECONDS
+    while _purge_batch(connect, retention) == PURGED_AT_ONCE:
+        if time.monotonic() >= until:
+            return True
+    return False
+
+
+def _purge_batch(connect: Connect, retention: float) -> int:
+    run_ids: list[int] = []
+    try:
+        with connect() as connection:
+            run_ids = upkeep.ended_before(connection, retention, PURGED_AT_ONCE)
+            if run_ids:
+                upkeep.delete(connection, run_ids)
+    except Exception as error:
+        _check_needed(error)
         for run_id in run_ids:
             delete_or_empty(connect, run_id)
     return len(run_ids)
@@ -174,8 +211,13 @@ def delete(connect: Connect, run_ids: t.Collection[int]) -> bool:
         with connect() as connection:
             upkeep.delete(connection, run_ids)
     except Exception as error:
-        if is_transient(error) or not is_integrity_error(error):
-            raise
-        logger.debug("Not deleted: %s", one_line(error))
+        _check_needed(error)
         return False
     return True
+
+
+def _check_needed(error: Exception) -> None:
+    """Raise an error anew, unless it says that a foreign key needs a run."""
+    if is_transient(error) or not is_integrity_error(error):
+        raise error
+    logger.debug("Not deleted: %s", one_line(error))

@@ -96,7 +96,15 @@ def _advance(task: t.Any, /, *args: t.Any, **message: t.Any) -> None:
         shown = sanitise(repr({"args": args, **message})[:200])
         logger.warning("Left alone: a message that is no nudge of this version: %s", shown)
         return
-    perform(runtime, *nudge)
+    perform(runtime, *nudge, limits=_limits(task.request))
+
+
+def _limits(request: t.Any) -> runner.Limits | None:
+    # Of a nudge that was redirected, too, a hook of the application may change the limits.
+    if request.is_eager or request.retries:
+        return None
+    hard, soft = request.timelimit or (None, None)
+    return hard, soft
 
 
 def _read(message: dict[str, t.Any]) -> tuple[int, int] | None:
@@ -108,7 +116,12 @@ def _read(message: dict[str, t.Any]) -> tuple[int, int] | None:
 
 
 def perform(
-    runtime: Runtime, run_id: int, version: int, *, ignore_due: bool = False
+    runtime: Runtime,
+    run_id: int,
+    version: int,
+    *,
+    ignore_due: bool = False,
+    limits: runner.Limits | None = None,
 ) -> runner.Outcome:
     """Run the runner for a nudge, and publish what follows.
 
@@ -116,9 +129,15 @@ def perform(
     :param run_id: The run.
     :param version: The version that the nudge names.
     :param ignore_due: Whether to perform it before its time.
+    :param limits: The time limits of the message that brought the nudge; None: do not compare.
     """
     outcome = runner.advance(
-        runtime, run_id, version, ignore_due=ignore_due, is_shutdown=_is_shutdown
+        runtime,
+        run_id,
+        version,
+        ignore_due=ignore_due,
+        limits=limits,
+        is_shutdown=_is_shutdown,
     )
     delete_if_ended(runtime, run_id, outcome.status)
     if outcome.nudge is not None:

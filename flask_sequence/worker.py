@@ -13,8 +13,9 @@ import uuid
 
 from celery import signals
 from celery.concurrency.prefork import TaskPool as Prefork
+from celery.concurrency.solo import TaskPool as Solo
 
-from .database import is_memory
+from .database import is_memory, most_connections
 from .definition import get_sequence, sequence_names
 from .errors import SetupError
 from .keeper import Keeper
@@ -102,7 +103,8 @@ def _on_init(sender: t.Any, **_: t.Any) -> None:
 def _prepare(runtime: Runtime) -> None:
     import_sequences(runtime)
     with runtime.app.app_context():
-        if is_memory(runtime.db.engines[runtime.settings.bind_key]):
+        runtime.engine = runtime.db.engines[runtime.settings.bind_key]
+        if is_memory(runtime.engine):
             raise SetupError(
                 "The database is SQLite in memory, which a worker cannot share with the"
                 " application: use a file, for example sqlite:///app.db."
@@ -130,8 +132,9 @@ def _on_ready(sender: t.Any, **_: t.Any) -> None:
         return
     keeper = _keepers[runtime] = Keeper(runtime, sender)
     _warn_of_limits(runtime, keeper, sender.pool)
+    _warn_of_connections(runtime, sender.pool, sender.controller.concurrency)
     with contextlib.suppress(Exception):
-        keeper._look()  # at once, so that the first claims are of a living worker
+        keeper.look()  # at once, so that the first claims are of a living worker
     keeper.start()
 
 
@@ -143,6 +146,22 @@ def _warn_of_limits(runtime: Runtime, keeper: Keeper, pool: t.Any) -> None:
             " prefork, or give them a queue that only a worker with that pool consumes.",
             ", ".join(limited),
         )
+
+
+def _warn_of_connections(runtime: Runtime, pool: t.Any, slots: int) -> None:
+    assert runtime.engine is not None
+    most = most_connections(runtime.engine)
+    if isinstance(pool, (Prefork, Solo)) or most is None or slots <= most:
+        return
+    logger.warning(
+        "This worker performs %s steps at once, and SQLAlchemy's pool has %s connections for them:"
+        " the others wait, and their runs are not claimed. Set SQLALCHEMY_ENGINE_OPTIONS ="
+        " {'pool_size': %s}, or start it with -c %s.",
+        slots,
+        most,
+        slots,
+        most,
+    )
 
 
 @signals.worker_shutting_down.connect(weak=False)
@@ -164,6 +183,7 @@ def _stop(runtime: Runtime) -> None:
     if keeper is not None:
         keeper.stop()
         runtime.worker_id, runtime.in_worker, runtime.stop_flag = None, False, None
+        runtime.engine = None
 
 
 @atexit.register

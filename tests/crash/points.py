@@ -66,8 +66,8 @@ def install() -> None:
     _wrap(runner, "claim_run", _claim_run)
     _wrap(runner._Body, "run", _run_body)
     _wrap(Step, "_check_end", _check_end)
-    _wrap(Fence, "_before_commit", _fence_before_commit)
-    _wrap(Fence, "_after_commit", _fence_after_commit)
+    _wrap(Fence, "before_commit", _fence_before_commit)
+    _wrap(Fence, "after_commit", _fence_after_commit)
     _wrap(tasks, "publish", _publish)
     sa.event.listen(sa.Engine, "commit", _commit)
 

@@ -50,9 +50,10 @@ def upgrade():
     sqlite_autoincrement=True
     )
     op.create_index(op.f('ix_sequence_runs_due'), 'sequence_runs', ['status', 'queue', 'due_at'], unique=False, postgresql_where=sa.text("status = 'waiting'"), sqlite_where=sa.text("status = 'waiting'"))
-    op.create_index(op.f('ix_sequence_runs_finished'), 'sequence_runs', ['finished_at'], unique=False, postgresql_where=sa.text('finished_at IS NOT NULL'), sqlite_where=sa.text('finished_at IS NOT NULL'))
+    op.create_index(op.f('ix_sequence_runs_finished'), 'sequence_runs', ['format', 'finished_at'], unique=False, postgresql_where=sa.text('finished_at IS NOT NULL'), sqlite_where=sa.text('finished_at IS NOT NULL'))
     op.create_index(op.f('ix_sequence_runs_running'), 'sequence_runs', ['status', 'worker_id'], unique=False, postgresql_where=sa.text("status = 'running'"), sqlite_where=sa.text("status = 'running'"))
-    op.create_index(op.f('ix_sequence_runs_status'), 'sequence_runs', ['status', 'sequence', 'id'], unique=False)
+    op.create_index(op.f('ix_sequence_runs_sequence'), 'sequence_runs', ['status', 'sequence', 'id'], unique=False)
+    op.create_index(op.f('ix_sequence_runs_status'), 'sequence_runs', ['status', 'id'], unique=False)
     op.create_table('sequence_step_runs',
     sa.Column('id', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), autoincrement=True, nullable=False),
     sa.Column('run_id', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), nullable=False),
@@ -85,6 +86,7 @@ def downgrade():
     op.drop_table('sequence_workers')
     op.drop_table('sequence_step_runs')
     op.drop_index(op.f('ix_sequence_runs_status'), table_name='sequence_runs')
+    op.drop_index(op.f('ix_sequence_runs_sequence'), table_name='sequence_runs')
     op.drop_index(op.f('ix_sequence_runs_running'), table_name='sequence_runs', postgresql_where=sa.text("status = 'running'"), sqlite_where=sa.text("status = 'running'"))
     op.drop_index(op.f('ix_sequence_runs_finished'), table_name='sequence_runs', postgresql_where=sa.text('finished_at IS NOT NULL'), sqlite_where=sa.text('finished_at IS NOT NULL'))
     op.drop_index(op.f('ix_sequence_runs_due'), table_name='sequence_runs', postgresql_where=sa.text("status = 'waiting'"), sqlite_where=sa.text("status = 'waiting'"))
