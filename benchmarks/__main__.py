@@ -5,22 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import shutil
 import sys
-import tempfile
 import time
-import typing as t
 from pathlib import Path
 
 from benchmarks import report
 from benchmarks.chain import Chain, LateChain
-from benchmarks.contender import Contender, Place
+from benchmarks.contender import Contender, new_place
 from benchmarks.floor import Floor
 from benchmarks.ours import LENGTHS, FlaskSequence, WithoutBursts
-from tests import services
-
-if t.TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CONTENDERS: dict[str, type[Contender]] = {
     "ours": FlaskSequence,
@@ -38,32 +31,8 @@ with contextlib.suppress(ImportError):
 
     CONTENDERS["procrastinate"] = Procrastinate
 
-SERVERS = {"postgresql": services.POSTGRESQL, "mariadb": services.MARIADB}
 WARM_UP = 8
 """How many runs are performed before the clock starts, so that every process is at work."""
-
-
-@contextlib.contextmanager
-def place_for(options: argparse.Namespace, *, rows: bool) -> Iterator[Place]:
-    """Give a contender an empty database, an empty broker and an empty folder."""
-    folder = tempfile.mkdtemp(prefix="bench-")
-    server = SERVERS.get(options.database)
-    database = services.create_database(server) if server else f"sqlite:///{folder}/bench.sqlite"
-    broker = services.make_broker(options.broker)
-    try:
-        yield Place(
-            database=database,
-            broker=broker.config(),
-            folder=folder,
-            processes=options.processes,
-            rows=rows,
-            burst=options.burst,
-        )
-    finally:
-        broker.clear()
-        if server:
-            services.drop_database(server, database)
-        shutil.rmtree(folder)
 
 
 def measure(
@@ -71,7 +40,14 @@ def measure(
 ) -> report.Figure:
     """Measure one contender once."""
     count = min(max(options.total // steps, 2 * options.processes), 2000)
-    with place_for(options, rows=scenario == "rows") as place, kind(place) as contender:
+    made = new_place(
+        options.database,
+        options.broker,
+        processes=options.processes,
+        rows=scenario == "rows",
+        burst=options.burst,
+    )
+    with made as place, kind(place) as contender:
         contender.measure(WARM_UP, steps)
         seconds = contender.measure(count, steps)
         if place.rows:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import typing as t
 from dataclasses import asdict, dataclass
@@ -16,6 +18,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
+from tests import services
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +68,41 @@ class Place:
         """How many runs have come to their last step."""
         path = Path(self.folder) / "ended"
         return path.stat().st_size if path.exists() else 0
+
+
+SERVERS = {"postgresql": services.POSTGRESQL, "mariadb": services.MARIADB}
+"""The databases that are servers; SQLite is a file in the place's folder."""
+
+
+@contextlib.contextmanager
+def new_place(
+    database: str, broker: str, *, processes: int, rows: bool, burst: float | None = None
+) -> t.Iterator[Place]:
+    """Give an empty database, an empty broker and an empty folder.
+
+    :param database: The kind of the database.
+    :param broker: The kind of the broker.
+    :param processes: How many worker processes there are to be.
+    :param rows: Whether a step inserts a row.
+    :param burst: ``SEQUENCE_BURST_SECONDS``; None: its default.
+    """
+    server = SERVERS.get(database)
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
+        url = services.create_database(server) if server else f"sqlite:///{folder}/bench.sqlite"
+        made = services.make_broker(broker)
+        try:
+            yield Place(
+                database=url,
+                broker=made.config(),
+                folder=folder,
+                processes=processes,
+                rows=rows,
+                burst=burst,
+            )
+        finally:
+            made.clear()
+            if server:
+                services.drop_database(server, url)
 
 
 metadata = sa.MetaData()
