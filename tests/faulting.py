@@ -8,6 +8,7 @@ import typing as t
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
+from kombu.transport.redis import Channel
 from sqlalchemy.pool import NullPool
 
 from flask_sequence import BaseSequence, SequenceRun, Status
@@ -16,19 +17,25 @@ from tests.working import Gate, Noted, Scene
 
 SETTINGS: dict[str, t.Any] = {"SEQUENCE_IMPORTS": ("tests.faulting",)}
 REPEATED = """
-    from flask_sequence.publisher import Publisher
+    from tests.faulting import repeat
 
-    send_once = Publisher._send_once
-
-    def send_ten_times(publisher, nudge):
-        for _ in range(10):
-            send_once(publisher, nudge)
-
-    Publisher._send_once = send_ten_times
+    repeat()
 """
-"""Lines for a worker's module: each of its nudges goes out ten times."""
+"""Lines for a worker's module: what it sends is delivered ten times."""
 DELAY_SECONDS = 0.8
 """Shorter than the sweep's interval: the nudge waits in the broker, by the clocks of others."""
+
+
+def repeat(patch: t.Callable[[t.Any, str, t.Any], None] = setattr) -> None:
+    """Have Redis deliver each message that this process sends ten times."""
+    put = Channel._put
+
+    def put_ten_times(channel: t.Any, queue: str, message: t.Any, **kwargs: t.Any) -> None:
+        for _ in range(10):
+            message["properties"]["delivery_tag"] = channel._next_delivery_tag()
+            put(channel, queue, message, **kwargs)
+
+    patch(Channel, "_put", put_ten_times)
 
 
 class Brief(Noted):

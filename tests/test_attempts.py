@@ -21,7 +21,7 @@ from flask_sequence.errors import FailInterrupt
 from flask_sequence.models import step_runs
 from flask_sequence.runner import advance
 from tests.application import Effect, db
-from tests.stepping import Body, Stepping, make_step, note, note_by_core
+from tests.stepping import Body, Stepping, make_sequence, make_step, note, note_by_core
 from tests.waiting import wait_until
 
 RETRY, FAILED = StepStatus.RETRY, StepStatus.FAILED
@@ -615,3 +615,36 @@ def test_a_move_that_cannot_be_made_leaves_no_claim_behind(
         sqlite_stepping.advance(run_id)
     row = sqlite_stepping.row(run_id)
     assert (row.status, row.worker_id, row.error) == (Status.WAITING, None, "ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    ("options", "limits"),
+    [
+        ({"queue": "mail"}, (None, None)),
+        ({"time_limit": 60}, (None, None)),
+        ({"time_limit": 60, "soft_time_limit": 50}, (50, 60)),
+        ({}, (60, None)),
+    ],
+)
+def test_a_step_is_performed_only_by_its_queue_and_limits(
+    stepping: Stepping, options: dict[str, t.Any], limits: tuple[float | None, float | None]
+) -> None:
+    run_id = stepping.start(make_step(lambda step: note("done"), "moved"))
+    make_sequence(make_step(lambda step: note("done"), "moved", **options))
+    before = stepping.row(run_id)
+    outcome = stepping.advance(run_id, limits=limits)
+    row, nudge = stepping.row(run_id), outcome.nudge
+    assert (row.status, row.attempt, row.started_at) == (Status.WAITING, 0, None)
+    assert (stepping.notes(), stepping.history(run_id)) == ([], [])
+    assert nudge is not None
+    assert nudge.version == row.version == before.version + 1
+    assert nudge.queue == row.queue == options.get("queue", before.queue)
+    assert (nudge.time_limit, nudge.soft_time_limit) == (
+        options.get("time_limit"),
+        options.get("soft_time_limit"),
+    )
+    # The one that was out is stale, wherever it comes.
+    assert advance(stepping.runtime, run_id, before.version, limits=limits).status is None
+    right = (nudge.time_limit, nudge.soft_time_limit)
+    assert stepping.advance(run_id, limits=right).status is Status.FINISHED
+    assert stepping.notes() == ["done"]

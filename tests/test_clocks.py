@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
+import sys
 import time
 import typing as t
 from pathlib import Path
@@ -25,8 +27,7 @@ if t.TYPE_CHECKING:
 
 StartWorker = t.Callable[..., "Worker"]
 
-LIBRARY = sorted(Path("/usr/lib").glob("**/faketime/libfaketime.so.1"))
-"""Makes a process believe in another time, where it is installed."""
+ON_LINUX = sys.platform == "linux"
 MINUTES = 300
 """How far a clock is off, in seconds."""
 SLEEP = """
@@ -65,10 +66,18 @@ def in_tokyo(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[None]:
     time.tzset()
 
 
+def library() -> Path:
+    """Give the library that makes a process believe in another time; from the package of PyPI."""
+    package = importlib.util.find_spec("libfaketime")
+    assert package is not None, "libfaketime is not installed: bin/setup"
+    assert package.origin is not None
+    return Path(package.origin).parent / "vendor/libfaketime/src/libfaketime.so.1"
+
+
 def off_by(seconds: int) -> dict[str, str]:
     """Give the environment of a process whose wall clock is off."""
     return {
-        "LD_PRELOAD": str(LIBRARY[0]),
+        "LD_PRELOAD": str(library()),
         "FAKETIME": f"{seconds:+d}s",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
@@ -120,7 +129,7 @@ def test_each_in_a_time_zone_of_its_own(
     check_long_and_late(scene)
 
 
-@pytest.mark.skipif(not LIBRARY, reason="libfaketime is not installed: apt-get install faketime")
+@pytest.mark.skipif(not ON_LINUX, reason="libfaketime is installed for the tests on Linux only")
 def test_workers_whose_clocks_are_minutes_off(
     make_scene: t.Callable[..., Scene], start_worker: StartWorker
 ) -> None:

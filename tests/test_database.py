@@ -15,7 +15,6 @@ from sqlalchemy.pool import NullPool
 from flask_sequence.database import (
     SERVER_SECONDS,
     begin_immediate,
-    bound_statements,
     bounded_lock_wait,
     clock,
     is_lock_timeout,
@@ -27,6 +26,7 @@ from flask_sequence.database import (
     set_guard,
     short_engine,
     short_transaction,
+    single_statements,
 )
 from flask_sequence.models import runs
 from tests.application import Effect
@@ -77,8 +77,7 @@ def test_a_short_transaction_commits_or_rolls_back(engine: sa.Engine) -> None:
     with contextlib.suppress(KeyError), short_transaction(engine) as connection:
         insert(connection)
         raise KeyError
-    with short_transaction(engine, writes=False) as connection:
-        bound_statements(connection)
+    with single_statements(engine) as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(Effect)) == 1
 
 
@@ -101,7 +100,7 @@ def test_the_write_lock_is_taken_at_once(sqlite_url: str) -> None:
         begin_immediate(connection)  # Once is enough.
         with pytest.raises(sa.exc.OperationalError) as caught, short_transaction(first):
             pass
-        with short_transaction(first, writes=False) as reader:
+        with single_statements(first) as reader:
             assert reader.scalar(sa.select(sa.literal(1))) == 1
     assert is_transient(caught.value)
     assert is_lock_timeout(caught.value)
@@ -144,7 +143,7 @@ def test_the_engine_of_the_keeper_waits_for_none_long(
     else:
         bind = type("Bind", (), {"url": name, "dialect": dialect()()})
     short_engine(bind, {"timeout": 60, "mine": 1})
-    assert made["poolclass"] is NullPool
+    assert made["pool_size"] == 1
     assert made["url"] == name
     assert made["connect_args"] == {"timeout": 60, "mine": 1, **limits}
 
@@ -209,6 +208,7 @@ def psycopg2_error(code: str | None) -> Exception:
         (mysql_error(1213, "40001"), True),
         (mysql_error(1205, "HY000"), True),
         (mysql_error(1020), True),
+        (mysql_error(1792, "25006"), True),
         (mysql_error(2013), True),
         (mysql_error(1062, "23000"), False),
         (mysql_error(1064), False),
@@ -242,6 +242,20 @@ def test_the_errors_of_real_servers(engine: sa.Engine) -> None:
             connection.execute(sa.insert(Effect).values(id=1, step="", note=None))
         assert not is_transient(refused.value)
     assert not is_missing_table(None)
+
+
+def test_a_write_where_only_reads_are_allowed_deserves_another_try(stepping: Stepping) -> None:
+    forbid = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+    if stepping.dialect != "postgresql":
+        forbid = "SET SESSION TRANSACTION READ ONLY"
+    if stepping.dialect == "sqlite":
+        forbid = "PRAGMA query_only = ON"
+    with stepping.engine.connect() as connection:
+        connection.exec_driver_sql(forbid)
+        connection.commit()
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            insert(connection)
+    assert is_transient(caught.value)
 
 
 def test_the_guard_tells_whether_the_writes_still_stand(mariadb_stepping: Stepping) -> None:

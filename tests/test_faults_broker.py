@@ -14,8 +14,7 @@ import sqlalchemy as sa
 from kombu import Connection, Queue
 
 from flask_sequence import SequenceRun, Status
-from flask_sequence.publisher import Publisher
-from flask_sequence.runtime import TASK, Nudge, runtime_of
+from flask_sequence.runtime import TASK, runtime_of
 from tests import services
 from tests.application import db
 from tests.faulting import (
@@ -28,6 +27,7 @@ from tests.faulting import (
     FaultLate,
     FaultTwo,
     Sampler,
+    repeat,
 )
 from tests.servers import RabbitMQServer, RedisServer, Server
 from tests.waiting import wait_until
@@ -310,17 +310,6 @@ def be_away(
 # Messages that come again, and those that come late
 
 
-def repeat_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send each nudge of this process ten times."""
-    send = Publisher._send_once
-
-    def send_ten_times(publisher: Publisher, nudge: Nudge) -> None:
-        for _ in range(10):
-            send(publisher, nudge)
-
-    monkeypatch.setattr(Publisher, "_send_once", send_ten_times)
-
-
 def test_each_nudge_ten_times_at_once(
     make_scene: MakeScene,
     redis_broker: Broker,
@@ -329,7 +318,7 @@ def test_each_nudge_ten_times_at_once(
 ) -> None:
     scene = make_scene(redis_broker.config(), more=REPEATED, SEQUENCE_BURST_SECONDS=0)
     start_two(scene, start_worker)
-    repeat_here(monkeypatch)
+    repeat(monkeypatch.setattr)
     ids = scene.start(FaultBrief, 40)
     check_done(scene, ids, 3)
     # A second claim of any step would have raised the version: each step has one, and one move.
@@ -352,7 +341,7 @@ def test_what_repetition_costs(
         scene = make_scene(redis_broker.config(), more=more, SEQUENCE_BURST_SECONDS=burst)
         workers = start_two(scene, start_worker)
         if more:
-            repeat_here(monkeypatch)
+            repeat(monkeypatch.setattr)
         before, began = len(scene.attempts()), time.monotonic()
         ids = scene.start(FaultBrief, 300)
         assert set(scene.wait(ids, 120)) == {Status.FINISHED}

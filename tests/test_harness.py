@@ -46,13 +46,13 @@ def no_version(patch: Patch) -> None:
 
 def no_fence_at_checkpoints(patch: Patch) -> None:
     """`db.session.commit()` in a step is a plain commit."""
-    real = Fence._before_commit
+    real = Fence.before_commit
 
     def before_commit(self: Fence, session: t.Any) -> None:
         if self.move is not store.checkpoint:
             real(self, session)
 
-    patch.setattr(Fence, "_before_commit", before_commit)
+    patch.setattr(Fence, "before_commit", before_commit)
 
 
 def no_renewal(patch: Patch) -> None:
@@ -85,7 +85,7 @@ def no_sweep(patch: Patch) -> None:
 
 def data_apart(patch: Patch) -> None:
     """The data are saved right after the step's commit, in one of their own."""
-    real = Fence._after_commit
+    real = Fence.after_commit
 
     def after_commit(self: Fence, session: t.Any) -> None:
         text = self._sent
@@ -95,7 +95,7 @@ def data_apart(patch: Patch) -> None:
             connection.execute(kept.values(data=text))
 
     patch.setattr(Fence, "_changed", lambda self, text: None)
-    patch.setattr(Fence, "_after_commit", after_commit)
+    patch.setattr(Fence, "after_commit", after_commit)
 
 
 def published_at_once(patch: Patch) -> None:

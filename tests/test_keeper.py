@@ -235,3 +235,34 @@ def test_what_waits_in_the_broker_is_not_published_again(
     assert published(depth=100) == 0
     counted.update({"KeeperShort.end": 100_000})
     assert published(depth=8) == 0
+
+
+def test_a_purge_that_is_not_done_goes_on_before_the_next_sweep(
+    make_app: MakeApp, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = runtime_of(make_app(sqlite_url))
+    runtime.worker_id = "w"
+    keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
+    looks: list[bool] = []
+
+    def purge(*args: t.Any) -> bool:
+        looks.append(True)
+        return len(looks) < 3
+
+    monkeypatch.setattr(keeper_module, "purge", purge)
+    for purged in (1, 2, 3, 3):
+        keeper._look()
+        assert len(looks) == purged
+
+
+def test_a_look_takes_one_connection_and_leaves_none(make_app: MakeApp, database_url: str) -> None:
+    runtime = runtime_of(make_app(database_url))
+    runtime.worker_id = "w"
+    keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
+    opened: list[t.Any] = []
+    closed: list[t.Any] = []
+    sa.event.listen(keeper._engine, "connect", lambda connection, _: opened.append(connection))
+    sa.event.listen(keeper._engine, "close", lambda connection, _: closed.append(connection))
+    keeper.look()
+    assert len(opened) == 1
+    assert closed == opened

@@ -72,7 +72,7 @@ def test_the_indexes_serve(request: pytest.FixtureRequest, kind: str) -> None:
         "ix_sequence_runs_due": lambda c: queries.due(c, queues=["celery"], quiet=5, limit=100),
         "ix_sequence_runs_running": lambda c: queries.held_by(c, "w"),
         "uq_sequence_runs_key": lambda c: queries.find_active(c, "Import", "k4503"),
-        "ix_sequence_runs_status": lambda c: queries.list_runs(
+        "ix_sequence_runs_sequence": lambda c: queries.list_runs(
             c, status=Status.FAILED, sequence="Import", limit=10
         ),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import typing as t
 import uuid
 
@@ -108,13 +109,17 @@ def test_moves_from_outside(stepping: Stepping) -> None:
 
 
 def test_many_runs_at_once(stepping: Stepping) -> None:
-    fixed: dict[str, t.Any] = {"step": "s", "data": "{}", "queue": "q", "status": Status.WAITING}
-    rows = [{**fixed, "uid": uuid.uuid4(), "sequence": f"S{n % 2}"} for n in range(5)]
+    same: dict[str, t.Any] = {"sequence": "S", "step": "s", "status": Status.WAITING}
+    same |= {"queue": "q", "version": 0, "options": {"queue": "q"}}
+    rows = [{"uid": uuid.uuid4(), "data": f'{{"number": {n}}}'} for n in range(5)]
     with stepping.connect() as connection:
-        ids = store.insert_many(connection, rows, due_at=None)
-        ids += store.insert_many(connection, rows[:1], due_at=later(60))
-        connection.dialect.insert_executemany_returning = False  # as on MySQL
-        assert store.insert_many(connection, rows[:2], due_at=None) == [ids[-1] + 1, ids[-1] + 2]
+        insert = functools.partial(store.insert_many, connection, same=same)
+        ids = insert(rows[:3], due_at=None)
+        ids += insert(rows[3:], same={**same, "sequence": "T"}, due_at=None)
+        ids += insert(rows[:1], due_at=later(60))
+        if stepping.dialect != "postgresql":
+            connection.dialect.insert_executemany_returning = False  # as on MySQL
+        assert insert(rows[:2], due_at=None) == [ids[-1] + 1, ids[-1] + 2]
         connection.execute(sa.delete(runs).where(runs.c.id > ids[-1]))
     assert ids == sorted(set(ids))
     found = [stepping.row(run_id) for run_id in ids]
@@ -131,5 +136,7 @@ def test_many_runs_at_once(stepping: Stepping) -> None:
 
     assert listed() == ids[::-1]
     assert listed(limit=2) == ids[:-3:-1]
-    assert listed(sequence="S1", status=Status.WAITING) == [ids[3], ids[1]]
+    assert listed(sequence="T", status=Status.WAITING) == ids[4:2:-1]
+    assert listed(sequence="T") == ids[4:2:-1]
+    assert listed(sequence="S", limit=1) == [ids[5]]
     assert listed(status=Status.FAILED) == []

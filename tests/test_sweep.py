@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import typing as t
 
@@ -13,6 +14,7 @@ from flask_sequence import Status, StepStatus, queries, store, sweep, upkeep
 from flask_sequence.claims import Claim
 from flask_sequence.database import clock, later
 from flask_sequence.models import runs, step_runs, workers
+from flask_sequence.runtime import Nudge
 from flask_sequence.sessions import own_transaction
 from tests.stepping import Stepping, make_sequence, make_step, note
 
@@ -111,6 +113,12 @@ def test_sweepers_share(request: pytest.FixtureRequest, kind: str) -> None:
 # Taken up
 
 
+def free_orphans(stepping: Stepping) -> list[Nudge]:
+    with stepping.short() as connection:
+        claims = queries.orphans(connection, 100)
+    return sweep.free(stepping.runtime, stepping.short, claims, "the worker is gone")
+
+
 def test_what_dead_workers_hold_is_taken_up(stepping: Stepping) -> None:
     worker(stepping, "alive", 30)
     worker(stepping, "silent", -0.1)
@@ -119,18 +127,18 @@ def test_what_dead_workers_hold_is_taken_up(stepping: Stepping) -> None:
         claim = claimed(stepping, worker_id=worker_id)
         held[claim.id] = worker_id
     waiting = stepping.start(end)
-    nudges = sweep.free_orphans(stepping.runtime, stepping.short)
+    nudges = free_orphans(stepping)
     assert {held[nudge.run_id] for nudge in nudges} == {"silent", "never seen", None}
     for nudge in nudges:
         row = stepping.row(nudge.run_id)
         assert (row.status, row.version, row.crashes) == (Status.WAITING, nudge.version, 1)
         assert (row.worker_id, row.pid, row.retries, row.attempt) == (None, None, 0, 1)
-        assert row.error == "Crash: the worker that performed the step is gone"
+        assert row.error == "Crash: the worker is gone"
         assert stepping.history(row.id) == [("end", 1, StepStatus.CRASHED)]
         stepping.advance(row.id)
         assert stepping.row(row.id).attempt == 2
     assert stepping.row(waiting).crashes == 0
-    assert sweep.free_orphans(stepping.runtime, stepping.short) == []
+    assert free_orphans(stepping) == []
     assert stepping.notes() == ["end"] * 3
 
 
@@ -186,6 +194,57 @@ def test_a_run_that_moved_meanwhile_is_not_taken(sqlite_stepping: Stepping) -> N
     assert sweep.free(sqlite_stepping.runtime, sqlite_stepping.short, [claim], "it died") == []
     assert sqlite_stepping.row(claim.id) == before
     assert sqlite_stepping.history(claim.id) == []
+
+
+def test_one_transaction_takes_up_a_batch(stepping: Stepping) -> None:
+    claims = [claimed(stepping) for _ in range(5)]
+    opened: list[int] = []
+
+    @contextlib.contextmanager
+    def connect() -> t.Iterator[t.Any]:
+        opened.append(1)
+        with stepping.short() as connection:
+            yield connection
+
+    nudges = sweep.free(stepping.runtime, connect, claims, "it died")
+    assert sorted(nudge.run_id for nudge in nudges) == [claim.id for claim in claims]
+    assert {stepping.row(claim.id).status for claim in claims} == {Status.WAITING}
+    assert len(opened) == 1
+    assert sweep.free(stepping.runtime, connect, [], "it died") == []
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_a_run_that_is_being_written_keeps_no_other_waiting(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    stepping: Stepping = request.getfixturevalue(f"{kind}_stepping")
+    first, second = claimed(stepping), claimed(stepping)
+    with stepping.connect() as connection:
+        connection.execute(sa.update(runs).where(runs.c.id == first.id).values(error="x"))
+        nudges = sweep.free(stepping.runtime, stepping.short, [first, second], "it died")
+        assert [nudge.run_id for nudge in nudges] == [second.id]
+    nudges = sweep.free(stepping.runtime, stepping.short, [first, second], "it died")
+    assert [nudge.run_id for nudge in nudges] == [first.id]
+
+
+def test_a_run_that_cannot_be_taken_up_spoils_no_other(
+    stepping: Stepping, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    claims = [claimed(stepping) for _ in range(3)]
+    crash = store.crash
+
+    def refuse_second(connection: t.Any, claim: Claim, **values: t.Any) -> bool:
+        if claim.id == claims[1].id:
+            connection.exec_driver_sql("SELECT nothing FROM sequence_runs")
+        return crash(connection, claim, **values)
+
+    monkeypatch.setattr(store, "crash", refuse_second)
+    nudges = sweep.free(stepping.runtime, stepping.short, claims, "it died")
+    assert [nudge.run_id for nudge in nudges] == [claims[0].id, claims[2].id]
+    states = [stepping.row(claim.id).status for claim in claims]
+    assert states == [Status.WAITING, Status.RUNNING, Status.WAITING]
+    assert f"Run {claims[1].id}, step Made.end, attempt 1 cannot be taken up" in caplog.text
 
 
 def test_an_unknown_step_that_crashed(sqlite_stepping: Stepping) -> None:
@@ -274,16 +333,16 @@ def kept(stepping: Stepping) -> list[int]:
 def test_what_ended_long_ago_is_deleted_in_batches(
     make_app: t.Callable[..., Flask], database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stepping = Stepping(make_app(database_url, SEQUENCE_RETENTION=100))
+    stepping = Stepping(make_app(database_url, SEQUENCE_RETENTION=1000))
     monkeypatch.setattr(sweep, "PURGED_AT_ONCE", 2)
-    old = [ended(stepping, 101), ended(stepping, 300, Status.CANCELLED), ended(stepping, 102)]
-    young = [ended(stepping, 99), ended(stepping, 500, Status.FAILED), stepping.start(end)]
+    old = [ended(stepping, 1001), ended(stepping, 3000, Status.CANCELLED), ended(stepping, 1002)]
+    young = [ended(stepping, 900), ended(stepping, 5000, Status.FAILED), stepping.start(end)]
     worker(stepping, "silent", -sweep.GONE_SECONDS - 1)
     worker(stepping, "perhaps", -sweep.GONE_SECONDS + 60)
-    assert sweep.purge(stepping.runtime, stepping.short) == 2
+    monkeypatch.setattr(sweep, "PURGE_SECONDS", 0)
+    assert sweep.purge(stepping.runtime, stepping.short)  # There is more.
     assert len(kept(stepping)) == 4
-    assert sweep.purge(stepping.runtime, stepping.short) == 1
-    assert sweep.purge(stepping.runtime, stepping.short) == 0
+    assert not sweep.purge(stepping.runtime, stepping.short)
     assert (kept(stepping), len(old)) == (young, 3)
     with stepping.connect() as connection:
         left = set(connection.execute(sa.select(workers.c.id)).scalars())
@@ -326,7 +385,7 @@ def test_a_deletion_that_fails_is_left_to_the_sweep(
         with pytest.raises(sa.exc.TimeoutError):
             sweep.purge(stepping.runtime, stepping.short)
     assert "left to the sweep to delete: TimeoutError: no connection" in caplog.text
-    assert sweep.purge(stepping.runtime, stepping.short) == 1
+    sweep.purge(stepping.runtime, stepping.short)
     assert kept(stepping) == []
 
 
@@ -353,13 +412,15 @@ def test_a_run_that_a_foreign_key_needs_is_kept_without_its_data(
     needed, free = ended(stepping, 200), ended(stepping, 200)
     with stepping.connect() as connection:
         connection.exec_driver_sql(f"INSERT INTO orders VALUES (1, {needed})")
-    assert sweep.purge(stepping.runtime, stepping.short) == 2
+    sweep.purge(stepping.runtime, stepping.short)
     assert kept(stepping) == [needed] != [free]
     row = stepping.row(needed)
     assert (row.status, dict(row.data), row.format) == (Status.FINISHED, {}, 0)
     assert stepping.history(needed) == []
     assert f"Run {needed} is kept" in caplog.text
-    assert sweep.purge(stepping.runtime, stepping.short) == 0  # Reported once.
+    caplog.clear()
+    sweep.purge(stepping.runtime, stepping.short)
+    assert "is kept" not in caplog.text  # Reported once.
 
 
 def sweep_engine(stepping: Stepping) -> sa.Engine:

@@ -11,12 +11,16 @@ import typing as t
 import pytest
 import redis
 import sqlalchemy as sa
+from celery.concurrency import prefork, solo
+from celery.concurrency import thread as threads
 from kombu import Producer, Queue
+from sqlalchemy.pool import NullPool
 
 from flask_sequence import Status
 from flask_sequence.models import FORMAT
 from flask_sequence.runtime import TASK, runtime_of
 from flask_sequence.testing import drain
+from flask_sequence.worker import _warn_of_connections
 from tests import services
 from tests.application import db
 from tests.conftest import create_tables
@@ -94,6 +98,47 @@ def test_gevent_too(
     scene.open()
     assert scene.wait([gated]) == [Status.FINISHED]
     assert worker.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "pool", "slots", "most"),
+    [
+        ({}, threads.TaskPool, 15, None),
+        ({}, threads.TaskPool, 16, 15),
+        ({}, prefork.TaskPool, 16, None),
+        ({}, solo.TaskPool, 16, None),
+        ({"pool_size": 16}, threads.TaskPool, 20, None),
+        ({"pool_size": 4, "max_overflow": 0}, threads.TaskPool, 5, 4),
+        ({"pool_size": 4, "max_overflow": -1}, threads.TaskPool, 500, None),
+        ({"pool_size": 0}, threads.TaskPool, 500, None),
+        ({"poolclass": NullPool}, threads.TaskPool, 500, None),
+    ],
+)
+def test_more_slots_than_connections_are_warned_of(
+    make_app: MakeApp,
+    sqlite_url: str,
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, t.Any],
+    pool: type[t.Any],
+    slots: int,
+    most: int | None,
+) -> None:
+    app = make_app(sqlite_url, SQLALCHEMY_ENGINE_OPTIONS=options)
+    runtime = runtime_of(app)
+    with app.app_context():
+        runtime.engine = db.engine
+    _warn_of_connections(runtime, object.__new__(pool), slots)
+    cure = f"{{'pool_size': {slots}}}, or start it with -c {most}."
+    assert [cure in line for line in caplog.messages] == [True] * (most is not None)
+
+
+def test_a_worker_with_more_slots_than_connections_says_so(
+    make_app: MakeApp, sqlite_url: str, tmp_path: Path, start_worker: StartWorker
+) -> None:
+    scene = Scene.make(make_app, tmp_path, sqlite_url)
+    worker = start_worker(scene.source, "-P", "threads", "-c", "16", env=scene.env)
+    worker.wait_for("{'pool_size': 16}")
+    assert worker.log.count("{'pool_size': 16}") == 1
 
 
 # The keeper's row, and shutdown
