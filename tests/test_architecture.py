@@ -17,8 +17,8 @@ PACKAGE = ROOT / "flask_sequence"
 MODULES = """
     errors status config retry data options callables steps functions definition failures columns
     database runtime models readonly claims queries statements store upkeep sessions transaction
-    fence control sequence attempt runner sweep folders transport broker publisher tasks share
-    keeper worker migration cli extension testing __init__
+    fence control sequence attempt runner sweep folders transport broker publisher repeats tasks
+    share keeper worker migration cli extension testing __init__
 """
 LAYOUT = MODULES.split()
 """A module imports only what stands before it."""
@@ -26,7 +26,7 @@ LAYOUT = MODULES.split()
 USERS = {
     "alembic": {"migration"},
     "asgiref": {"steps"},
-    "celery": {"broker", "publisher", "retry", "share", "tasks", "worker"},
+    "celery": {"broker", "publisher", "repeats", "retry", "share", "tasks", "worker"},
     "click": {"cli"},
     "flask": {"broker", "cli", "extension", "fence", "migration", "runtime", "sessions", "tasks"}
     | {"testing"},

@@ -1,0 +1,42 @@
+"""Nudges that come again while their Celery worker has them in hand."""
+
+from __future__ import annotations
+
+import typing as t
+import weakref
+
+from celery.worker import request, state
+
+
+class NudgeRequest(request.Request):
+    """Celery's request, which is done at once while its worker has the same nudge in hand.
+
+    Brokers deliver again, and the sweep sends again what it misses. Nothing can be lost with a
+    repeated nudge: its run is swept when the first one comes to nothing.
+    """
+
+    def revoked(self) -> bool:
+        """Tell whether there is nothing to perform; asked when a slot is free."""
+        if super().revoked():
+            return True
+        first = _in_hand.setdefault(self._key, self)
+        if first is self:
+            return False
+        if first not in state.reserved_requests:
+            _in_hand[self._key] = self
+            return False
+        state.task_ready(self)
+        state.requests[first.id] = first  # where both have one id: for Celery's control commands
+        self.acknowledge()
+        self._already_revoked = True
+        return True
+
+    @property
+    def _key(self) -> t.Hashable:
+        # A nudge that came too early, or by another way than its step has now, is sent again on
+        # purpose: that one has another time, or counts as a retry.
+        header = self.request_dict
+        return self.body, header.get("eta"), header.get("retries")
+
+
+_in_hand: weakref.WeakValueDictionary[t.Hashable, NudgeRequest] = weakref.WeakValueDictionary()
