@@ -10,6 +10,7 @@ import time
 import typing as t
 
 from . import queries, upkeep
+from .children import let_unheard_end, live_processes
 from .claims import Claim
 from .database import bound_statements, short_engine, short_transaction
 from .failures import one_line
@@ -151,6 +152,8 @@ class Keeper(threading.Thread):
         if now >= self._renew_at:
             self._renew()
             self._renew_at = now + settings.lease_seconds / 3
+        if self.runtime.is_stopping:
+            let_unheard_end(self._pool)
         children = live_processes(self._pool)
         if self._children != children:  # of a child that lived shortly only the next one is seen
             self._watch_until = now + WATCH_SECONDS
@@ -237,21 +240,6 @@ class Keeper(threading.Thread):
         if now - self._complained_at >= (self.runtime.settings.sweep_seconds or 5.0):
             self._complained_at = now
             logger.warning("The keeper waits for a server: %s", one_line(error))
-
-
-def live_processes(pool: t.Any) -> set[int]:
-    """Give the process ids of a pool's children that have not ended."""
-    processes = getattr(getattr(pool, "_pool", None), "_pool", None) or ()
-    pids = [getattr(process, "pid", None) for process in list(processes)]
-    return {pid for pid in pids if pid is not None and _is_alive(pid)}
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        # Looks, and leaves it to the pool to reap.
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-    except ChildProcessError:
-        return False
 
 
 def keeper_engine(runtime: Runtime) -> t.Any:

@@ -26,7 +26,8 @@ LAYOUT = MODULES.split()
 USERS = {
     "alembic": {"migration"},
     "asgiref": {"steps"},
-    "celery": {"broker", "publisher", "repeats", "retry", "share", "tasks", "worker"},
+    "celery": {"broker", "children", "publisher", "repeats", "retry", "share", "tasks"}
+    | {"worker"},
     "click": {"cli"},
     "flask": {"broker", "cli", "extension", "fence", "migration", "runtime", "sessions", "tasks"}
     | {"testing"},
