@@ -1,110 +1,102 @@
-"""Measure the contenders, interleaved, and print and write what came out."""
+"""Measure flask-sequence, beside its peers where there are any, and print and write the figures."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import itertools
+import functools
 import sys
 import time
+import typing as t
 from pathlib import Path
 
-from benchmarks import report
-from benchmarks.chain import Chain, LateChain
-from benchmarks.contender import Contender, new_place
-from benchmarks.floor import Floor
-from benchmarks.ours import LENGTHS, FlaskSequence, WithoutBursts
+from benchmarks import latency, race, report, scale, worker
+from benchmarks.contender import Show
+from benchmarks.ours import LENGTHS
 
-CONTENDERS: dict[str, type[Contender]] = {
-    "ours": FlaskSequence,
-    "no-bursts": WithoutBursts,
-    "chain": Chain,
-    "late": LateChain,
-    "floor": Floor,
+Scenario = t.Callable[[argparse.Namespace, Show], t.Iterator[report.Figure]]
+SCENARIOS: dict[str, Scenario] = {
+    "empty": functools.partial(race.race, "empty"),
+    "rows": functools.partial(race.race, "rows"),
+    "request": latency.measure_request,
+    "latency": latency.measure_latency,
+    "start": scale.measure_start,
+    "beside": scale.measure_beside,
+    "sweep": scale.measure_sweep,
+    "backlog": scale.measure_backlog,
+    "purge": scale.measure_purge,
+    "data": worker.measure_data,
+    "idle": worker.measure_idle,
+    "memory": worker.measure_memory,
 }
-with contextlib.suppress(ImportError):
-    from benchmarks.dbos_peer import Dbos
-
-    CONTENDERS["dbos"] = Dbos
-with contextlib.suppress(ImportError):
-    from benchmarks.procrastinate_peer import Procrastinate
-
-    CONTENDERS["procrastinate"] = Procrastinate
-
-WARM_UP = 8
-"""How many runs are performed before the clock starts, so that every process is at work."""
+ABOUT = "\n".join(
+    f"  {name:9}{(measure.__doc__ or '').splitlines()[0]}"
+    for name, measure in SCENARIOS.items()
+    if not isinstance(measure, functools.partial)
+)
+SERVERS = ("postgresql", "mariadb", "sqlite")
+BROKERS = ("redis", "rabbitmq", "embedded")
 
 
-def measure(
-    options: argparse.Namespace, kind: type[Contender], scenario: str, steps: int
-) -> report.Figure:
-    """Measure one contender once."""
-    count = min(max(options.total // steps, 2 * options.processes), 2000)
-    made = new_place(
-        options.database,
-        options.broker,
-        processes=options.processes,
-        rows=scenario == "rows",
-        burst=options.burst,
-    )
-    with made as place, kind(place) as contender:
-        contender.measure(WARM_UP, steps)
-        seconds = contender.measure(count, steps)
-        if place.rows:
-            assert contender.rows() == (WARM_UP + count) * steps, "rows are missing"
-    return report.Figure(scenario, steps, kind.name, count * steps / seconds)
-
-
-def read_options() -> argparse.Namespace:
+def read_options(arguments: t.Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="bin/bench", description=__doc__)
-    parser.add_argument(
-        "--scenario", nargs="+", choices=("empty", "rows"), default=["empty", "rows"]
+    parser = argparse.ArgumentParser(
+        prog="bin/bench",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"{__doc__}\n\nscenarios:\n"
+        "  empty    Steps per second, of steps that change the data.\n"
+        "  rows     Steps per second, of steps that insert a row each.\n" + ABOUT,
     )
-    parser.add_argument("--steps", nargs="+", type=int, choices=LENGTHS, default=[10])
-    parser.add_argument(
-        "--database", choices=("postgresql", "mariadb", "sqlite"), default="postgresql"
-    )
-    parser.add_argument("--broker", choices=("redis", "rabbitmq", "embedded"), default="redis")
-    parser.add_argument("--peers", nargs="+", choices=tuple(CONTENDERS), default=list(CONTENDERS))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--total", type=int, default=3000, help="steps of one measurement, about")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--burst", type=float, help="SEQUENCE_BURST_SECONDS")
-    parser.add_argument(
-        "--output", type=Path, help="a folder for the JSON, the table and the plots"
-    )
-    return parser.parse_args()
+    add = parser.add_argument
+    add("scenarios", nargs="*", metavar="SCENARIO", help="by default all of them")
+    add("--database", choices=SERVERS, default="postgresql")
+    add("--broker", choices=BROKERS, default="redis")
+    add("--brokers", nargs="+", choices=BROKERS, default=BROKERS, help="of latency and idle")
+    add("--peers", nargs="+", choices=tuple(race.CONTENDERS), default=tuple(race.CONTENDERS))
+    add("--steps", nargs="+", type=int, choices=LENGTHS, default=[10], help="of a run")
+    add("--repeats", type=int, default=5)
+    add("--total", type=int, default=3000, help="steps of one measurement, about")
+    add("--processes", type=int, default=2, help="of each contender's workers")
+    add("--samples", type=int, default=50, help="of a repeat of latency")
+    add("--finished", type=int, default=1_000_000, help="runs that lie in the table")
+    add("--backlog", type=int, default=100_000, help="runs that wait")
+    add("--started", type=int, default=1_000_000, help="runs that start_many starts")
+    add("--seconds", type=float, default=60.0, help="for which purge, idle and memory look on")
+    add("--load", type=float, default=20.0, help="runs per second of memory")
+    add("--warm-up", type=float, default=60.0, help="seconds of load before memory looks on")
+    add("--output", type=Path, default=Path("build/bench"), help="a folder")
+    options = parser.parse_args(arguments)
+    options.scenarios = options.scenarios or list(SCENARIOS)
+    unknown = [name for name in options.scenarios if name not in SCENARIOS]
+    if unknown:
+        parser.error(f"no scenario is called {unknown[0]}; there are {', '.join(SCENARIOS)}")
+    return options
 
 
-def main() -> None:
-    """Run what the command line asks for."""
-    options = read_options()
-    kinds = [kind for name, kind in CONTENDERS.items() if name in options.peers]
-    kinds = [kind for kind in kinds if options.database in kind.needs]
-    plan = list(itertools.product(range(options.repeats), options.scenario, options.steps, kinds))
+def main(options: argparse.Namespace) -> None:
+    """Measure what the options ask for; what is there by then is written after each scenario."""
     figures: list[report.Figure] = []
+    options.output.mkdir(parents=True, exist_ok=True)
+    told = {
+        "options": vars(options),
+        "configuration": {kind.name: kind.configuration for kind in race.CONTENDERS.values()},
+    }
     began = time.monotonic()
-    for done, (repeat, scenario, steps, kind) in enumerate(plan):
-        show(
-            f"{done}/{len(plan)}  {time.monotonic() - began:4.0f} s  repeat {repeat + 1}:"
-            f" {kind.name}, {scenario}, {steps} steps"
-        )
-        figures.append(measure(options, kind, scenario, steps))
-    show("")
-    report.write(figures, kinds, vars(options))
+    for name in options.scenarios:
+        show = functools.partial(_show, began, name)
+        found = list(SCENARIOS[name](options, show))
+        figures += found
+        report.write(options.output, figures, told)
+        _show(began, name, "done")
+        print(f"\n{report.table_of(report.lines_of(found))}\n", flush=True)
 
 
-def show(text: str) -> None:
+def _show(began: float, name: str, text: str) -> None:
     """Show where the benchmark stands: in place in a terminal, else a line each time."""
     in_place = sys.stderr.isatty()
-    print(
-        f"\r\x1b[K{text}" if in_place else text,
-        end="" if in_place else "\n",
-        file=sys.stderr,
-        flush=True,
-    )
+    line = f"{time.monotonic() - began:5.0f} s  {name}: {text}"
+    print(f"\r\x1b[K{line}" if in_place else line, end="" if in_place else "\n", file=sys.stderr)
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":
-    main()
+    main(read_options())

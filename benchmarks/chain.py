@@ -37,6 +37,7 @@ def make_celery(place: Place, late: bool) -> Celery:
         app.conf.worker_prefetch_multiplier = 1
     app.task(count_up, name="count_up")
     app.task(insert, name="insert", base=FlaskTask)
+    app.task(note_begin, name="note_begin")
     return app
 
 
@@ -52,32 +53,38 @@ def insert(number: int, last: bool = False) -> int:
     return count_up(number, last)
 
 
+def note_begin() -> None:
+    Place.of_worker().note_begin()
+
+
 if PLACE in os.environ:  # in a worker
     flask_app = make_flask(Place.of_worker())
     celery_app = make_celery(Place.of_worker(), late=bool(os.environ.get("BENCH_LATE")))
 
 
 class Chain(Contender):
-    """A bare chain, or one whose tasks each commit a row, by the workload."""
+    """A bare chain, which keeps nothing."""
 
     name = "Celery chain"
     late: t.ClassVar[bool] = False
-    configuration = (
-        "task_ignore_result, no result backend, prefork with N processes; with rows in Flask's"
-        " documented context task, one commit each."
-    )
+    inserts: t.ClassVar[bool] = False
+    scenarios = frozenset({"empty"})
+    configuration = "task_ignore_result, no result backend, prefork with N processes."
 
     def prepare(self) -> None:
         super().prepare()
         self.celery = make_celery(self.place, self.late)
 
+    @property
+    def env(self) -> dict[str, str]:
+        return {**super().env, "BENCH_LATE": "1" * self.late}
+
     def commands(self) -> list[list[str]]:
         options = ["-c", str(self.place.processes), "--loglevel", "WARNING"]
-        late = ["-O", "fair"] if self.late else []
-        return [["-m", "celery", "-A", "benchmarks.chain:celery_app", "worker", *options, *late]]
+        return [["-m", "celery", "-A", "benchmarks.chain:celery_app", "worker", *options]]
 
     def begin(self, count: int, steps: int) -> None:
-        task = self.celery.tasks["insert" if self.place.rows else "count_up"]
+        task = self.celery.tasks["insert" if self.inserts else "count_up"]
         between = [task.s() for _ in range(steps - 2)]
         first = [task.s(0)] if steps > 1 else []
         last = task.s(last=True) if steps > 1 else task.s(0, last=True)
@@ -85,10 +92,31 @@ class Chain(Contender):
         for _ in range(count):
             work.apply_async()
 
+    @property
+    def inserts_rows(self) -> bool:
+        return self.inserts
+
 
 class LateChain(Chain):
     """Late acknowledgement: what Celery advises for tasks that must not be lost."""
 
     name = "Celery chain, acks_late"
     late = True
-    configuration = "task_acks_late, worker_prefetch_multiplier = 1, -O fair; else as the chain."
+    configuration = "task_acks_late, worker_prefetch_multiplier = 1; else as the chain."
+
+
+class RowChain(Chain):
+    """A chain whose tasks each commit a row."""
+
+    name = "Celery chain, a row each"
+    inserts = True
+    scenarios = frozenset({"empty", "rows"})
+    configuration = "Tasks insert a row and commit, in Flask's documented context task."
+
+
+class LateRowChain(RowChain):
+    """The same, with late acknowledgement."""
+
+    name = "Celery chain, a row each, acks_late"
+    late = True
+    configuration = "task_acks_late, worker_prefetch_multiplier = 1; else as the chain with rows."

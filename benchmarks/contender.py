@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import typing as t
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -24,6 +24,8 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).parent.parent
 LONGEST_SECONDS = 900.0
 """The most that one measurement may take."""
+Show = t.Callable[[str], None]
+"""Shows how far a measurement is."""
 PLACE = "BENCH_PLACE"
 """The environment variable in which a worker finds its place."""
 
@@ -37,7 +39,7 @@ class Place:
     :param folder: An empty folder of its own.
     :param processes: How many worker processes there are.
     :param rows: Whether a step inserts a row; else it changes the data only.
-    :param burst: ``SEQUENCE_BURST_SECONDS``; None: its default.
+    :param settings: ``SEQUENCE_*`` settings that are not the defaults.
     """
 
     database: str
@@ -45,7 +47,7 @@ class Place:
     folder: str
     processes: int
     rows: bool
-    burst: float | None = None
+    settings: dict[str, t.Any] = field(default_factory=dict)
 
     @classmethod
     def of_worker(cls) -> t.Self:
@@ -59,8 +61,15 @@ class Place:
 
     def note_end(self) -> None:
         """Note that one run has come to its last step: the same, cheap way for each contender."""
-        file = os.open(Path(self.folder) / "ended", os.O_APPEND | os.O_CREAT | os.O_WRONLY)
-        os.write(file, b".")
+        self._append("ended", b".")
+
+    def note_begin(self) -> None:
+        """Note when a run has come to its first step, by the clock that all processes share."""
+        self._append("begun", f"{time.monotonic()}\n".encode())
+
+    def _append(self, name: str, text: bytes) -> None:
+        file = os.open(Path(self.folder) / name, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
+        os.write(file, text)
         os.close(file)
 
     @property
@@ -69,6 +78,12 @@ class Place:
         path = Path(self.folder) / "ended"
         return path.stat().st_size if path.exists() else 0
 
+    @property
+    def begun(self) -> list[float]:
+        """When runs have come to their first step, in seconds."""
+        path = Path(self.folder) / "begun"
+        return [float(line) for line in path.read_text().split()] if path.exists() else []
+
 
 SERVERS = {"postgresql": services.POSTGRESQL, "mariadb": services.MARIADB}
 """The databases that are servers; SQLite is a file in the place's folder."""
@@ -76,7 +91,12 @@ SERVERS = {"postgresql": services.POSTGRESQL, "mariadb": services.MARIADB}
 
 @contextlib.contextmanager
 def new_place(
-    database: str, broker: str, *, processes: int, rows: bool, burst: float | None = None
+    database: str,
+    broker: str,
+    *,
+    processes: int,
+    rows: bool = False,
+    settings: dict[str, t.Any] | None = None,
 ) -> t.Iterator[Place]:
     """Give an empty database, an empty broker and an empty folder.
 
@@ -84,7 +104,7 @@ def new_place(
     :param broker: The kind of the broker.
     :param processes: How many worker processes there are to be.
     :param rows: Whether a step inserts a row.
-    :param burst: ``SEQUENCE_BURST_SECONDS``; None: its default.
+    :param settings: ``SEQUENCE_*`` settings that are not the defaults.
     """
     server = SERVERS.get(database)
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
@@ -97,7 +117,7 @@ def new_place(
                 folder=folder,
                 processes=processes,
                 rows=rows,
-                burst=burst,
+                settings=settings or {},
             )
         finally:
             made.clear()
@@ -124,6 +144,8 @@ class Contender(abc.ABC):
     name: t.ClassVar[str]
     needs: t.ClassVar[frozenset[str]] = frozenset({"postgresql", "mariadb", "sqlite"})
     """The databases that it works with."""
+    scenarios: t.ClassVar[frozenset[str]] = frozenset({"empty", "rows"})
+    """The work that it can do."""
     configuration: t.ClassVar[str]
     """How it is set up, for the report."""
 
@@ -144,6 +166,16 @@ class Contender(abc.ABC):
     def begin(self, count: int, steps: int) -> None:
         """Start runs, each in a transaction of its own as requests would."""
 
+    @property
+    def inserts_rows(self) -> bool:
+        """Whether each of its steps inserts a row."""
+        return self.place.rows
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What its workers need in their environment."""
+        return self.place.env
+
     def is_done(self, count: int) -> bool:
         """Tell whether all runs that were begun have ended, for one that has a way to know."""
         return True
@@ -156,7 +188,7 @@ class Contender(abc.ABC):
                 subprocess.Popen(
                     [sys.executable, *command],
                     cwd=ROOT,
-                    env=self.place.env,
+                    env=self.env,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,

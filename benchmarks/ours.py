@@ -15,7 +15,14 @@ from benchmarks.contender import Contender, Place, bench_rows
 from flask_sequence import BaseSequence, Sequence, SequenceRun, Status, step
 
 db = SQLAlchemy()
-LENGTHS = (1, 5, 10, 20, 100, 1000)
+LENGTHS = (1, 10, 100, 1000)
+KEPT = 10
+"""How many steps of ``Keeping`` leave the data as they are."""
+
+
+@functools.cache
+def _place() -> Place:
+    return Place.of_worker()
 
 
 def count_up(data: t.Any) -> None:
@@ -27,25 +34,39 @@ def insert(data: t.Any) -> None:
     db.session.execute(sa.insert(bench_rows).values(number=data["number"]))
 
 
-@functools.cache
-def _place() -> Place:
-    return Place.of_worker()
+def keep(data: t.Any) -> None:
+    """Leave the data as they are."""
+
+
+def begin(data: t.Any) -> None:
+    _place().note_begin()
+
+
+def end(data: t.Any) -> None:
+    _place().note_end()
+
+
+def sequence(name: str, *work: t.Callable[[t.Any], None]) -> type[BaseSequence]:
+    """Make a sequence of functions, of which some may be the same."""
+    steps = [step(name=f"s{number}")(each) for number, each in enumerate(work, 1)]
+    return type(name, (BaseSequence,), {"steps": steps})
 
 
 def sequence_of(length: int, rows: bool) -> type[BaseSequence]:
     """Make a sequence of many steps; the last one notes the end."""
     work = insert if rows else count_up
 
-    def end(data: t.Any) -> None:
+    def last(data: t.Any) -> None:
         work(data)
-        _place().note_end()
+        end(data)
 
-    steps = [step(name=f"s{number}")(work) for number in range(1, length)]
-    name = f"Bench{'Rows' if rows else 'Empty'}{length}"
-    return type(name, (BaseSequence,), {"steps": [*steps, step(name="end")(end)]})
+    return sequence(f"Bench{'Rows' if rows else 'Empty'}{length}", *[work] * (length - 1), last)
 
 
 SEQUENCES = {(length, rows): sequence_of(length, rows) for length in LENGTHS for rows in (0, 1)}
+Beginning = sequence("Beginning", begin)
+Keeping = sequence("Keeping", *[keep] * KEPT, end)
+Changing = sequence("Changing", *[count_up] * KEPT, end)
 
 
 def create_app(place: Place | None = None) -> Flask:
@@ -54,13 +75,11 @@ def create_app(place: Place | None = None) -> Flask:
     app = Flask("bench", instance_path=place.folder)
     app.config.update(
         SQLALCHEMY_DATABASE_URI=place.database,
-        SQLALCHEMY_ENGINE_OPTIONS={"pool_pre_ping": False},
         TESTING=True,
+        **place.settings,
     )
     if place.broker is not None:
         app.config["CELERY"] = place.broker
-    if place.burst is not None:
-        app.config["SEQUENCE_BURST_SECONDS"] = place.burst
     db.init_app(app)
     Migrate(app, db)
     Sequence(app)
@@ -68,7 +87,7 @@ def create_app(place: Place | None = None) -> Flask:
 
 
 class FlaskSequence(Contender):
-    """Bursts as by default."""
+    """Everything by default."""
 
     name = "flask-sequence"
     configuration = "flask sequence worker -c N; everything by default."
@@ -85,10 +104,13 @@ class FlaskSequence(Contender):
         return [["-m", "flask", "--app", app, "sequence", "worker", *options]]
 
     def begin(self, count: int, steps: int) -> None:
-        sequence = SEQUENCES[steps, self.place.rows]
+        self.start(SEQUENCES[steps, self.place.rows], count, number=0)
+
+    def start(self, kind: type[BaseSequence], count: int, **data: t.Any) -> None:
+        """Start runs, each in a transaction of its own."""
         with self.app.app_context():
             for _ in range(count):
-                sequence.start(number=0)
+                kind.start(**data)
                 db.session.commit()
 
     def is_done(self, count: int) -> bool:
@@ -106,4 +128,5 @@ class WithoutBursts(FlaskSequence):
     configuration = "SEQUENCE_BURST_SECONDS = 0, else as above."
 
     def __init__(self, place: Place) -> None:
-        super().__init__(dataclasses.replace(place, burst=0))
+        settings = {**place.settings, "SEQUENCE_BURST_SECONDS": 0}
+        super().__init__(dataclasses.replace(place, settings=settings))

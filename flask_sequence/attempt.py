@@ -64,8 +64,8 @@ class Attempt:
     """When the run was claimed, by the database's clock."""
     claimed_at: float = dataclasses.field(default_factory=lambda: time.monotonic())
     """The same by this machine's monotonic clock, in seconds."""
-    text: str | None = None
-    """The data of the claim, encoded, where they are known."""
+    is_encoded: bool = False
+    """Whether the data of the claim are as ``encode`` writes them, not as the database does."""
     tries: int = 0
     """How often it was begun again since the database asked for it."""
     is_shutdown: t.Callable[[BaseException], bool]
@@ -98,18 +98,15 @@ class Attempt:
     def _held_seconds(self) -> float:
         return time.monotonic() - self.claimed_at
 
-    def held_on(self, claim: Claim, text: str, step: StepDefinition) -> Attempt:
+    def held_on(self, claim: Claim, step: StepDefinition) -> Attempt:
         """Make the first attempt at the next step, which the same claim holds.
 
         :param claim: The claim as of the last commit.
-        :param text: Its data, encoded.
         :param step: The next step.
         """
         now = self.begun_at + datetime.timedelta(seconds=self._held_seconds)
-        claim = dataclasses.replace(
-            claim, step=step.name, attempt=1, retries=0, crashes=0, step_started_at=now
-        )
-        return dataclasses.replace(self, claim=claim, text=text, step=step, tries=0)
+        claim = claim._replace(step=step.name, attempt=1, retries=0, crashes=0, step_started_at=now)
+        return dataclasses.replace(self, claim=claim, is_encoded=True, step=step, tries=0)
 
     def again(self) -> Attempt:
         """Make the same attempt once more, since the database asks for it."""

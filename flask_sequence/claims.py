@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import typing as t
 import uuid
@@ -20,8 +19,7 @@ else:
     Row = sa.Row
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Claim:
+class Claim(t.NamedTuple):
     """A run that this process holds: its row, as of the version that proves it."""
 
     id: int
@@ -54,8 +52,7 @@ _COMPUTED: dict[str, sa.ColumnElement[t.Any]] = {
     "text": plain_text(runs.c.data).label("text"),
 }
 CLAIM_COLUMNS: tuple[sa.ColumnElement[t.Any], ...] = tuple(
-    _COMPUTED[field.name] if field.name in _COMPUTED else runs.c[field.name]
-    for field in dataclasses.fields(Claim)
+    _COMPUTED[name] if name in _COMPUTED else runs.c[name] for name in Claim._fields
 )
 """What is read for a claim."""
 

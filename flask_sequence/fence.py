@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import dataclasses
 import functools
 import logging
 import typing as t
@@ -20,7 +19,7 @@ from .data import encode
 from .database import is_aborted, release_guard, set_guard, short_transaction
 from .errors import ClaimLost, TransactionDoomedError
 from .runtime import Runtime
-from .sessions import bind_of, connection_of
+from .sessions import bind_of, connection_of, own_move
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
@@ -37,7 +36,7 @@ class Fence:
     :param runtime: The application's runtime.
     :param claim: The claim, by which the first commit goes.
     :param data: Gives the step's data.
-    :param text: The data as of the last commit, as ``encode`` writes them, where that is known.
+    :param is_encoded: Whether the data of the claim are as ``encode`` writes them.
     """
 
     def __init__(
@@ -45,15 +44,15 @@ class Fence:
         runtime: Runtime,
         claim: Claim,
         data: t.Callable[[], t.Mapping[str, t.Any]],
-        text: str | None = None,
+        *,
+        is_encoded: bool = False,
     ) -> None:
         self.runtime = runtime
-        self.claim: Claim = claim
+        self.claim: Claim = claim if is_encoded else claim._replace(text=encode(data()))
+        """The claim as of the last commit."""
         self.move: Move = t.cast(Move, store.checkpoint)
         self.moved: bool = False
         self._data = data
-        self.text: str = encode(data()) if text is None else text
-        """The data as of the last commit, encoded."""
         self._sent: str | None = None
         self._sent_move = self.move
         self._other_bind = False
@@ -72,16 +71,11 @@ class Fence:
         """Whether the commit that was sent is the runner's own, with which the step ends."""
         return self._sent_move is not store.checkpoint
 
-    @property
-    def saved(self) -> Claim:
-        """The claim with the data as of the last commit."""
-        return dataclasses.replace(self.claim, text=self.text)
-
     def passed(self) -> None:
         """Take it that the commit that was sent went through."""
         assert self._sent is not None
-        self.claim = dataclasses.replace(self.claim, version=self.claim.version + 1)
-        self.text, self._sent = self._sent, None
+        self.claim = self.claim._replace(version=self.claim.version + 1, text=self._sent)
+        self._sent = None
         self.moved = self.carries_move
 
     def enter(self) -> None:
@@ -116,6 +110,27 @@ class Fence:
             set_guard(connection)
         else:
             self._other_bind = True
+
+    def commit(self) -> None:
+        """Commit the step that has ended: what it wrote, and the move.
+
+        Where it wrote nothing, and read nothing, the move is committed alone: that spares the
+        session, and on PostgreSQL a transaction.
+        """
+        session = self.runtime.db.session
+        if self.unknown or (session.registry.has() and _is_begun(session())):
+            session.commit()
+        else:
+            self._move_alone()
+
+    def _move_alone(self) -> None:
+        text = encode(self._data(), max_bytes=self.runtime.settings.max_data_bytes)
+        with own_move(self.runtime) as connection:
+            self._sent, self._sent_move = text, self.move
+            if not self.move(connection, self.claim, self._changed(text)):
+                self._sent = None
+                raise ClaimLost
+        self.passed()
 
     def before_commit(self, session: Session) -> None:
         """Make the move in the transaction that a session is about to commit."""
@@ -154,7 +169,7 @@ class Fence:
         self.passed()
 
     def _changed(self, text: str) -> str | None:
-        return None if text == self.text else text
+        return None if text == self.claim.text else text
 
     def _ask(self, connection: sa.Connection) -> None:
         # A commit of this step has raised, and the step goes on: did it go through?
@@ -179,6 +194,10 @@ class Fence:
         with short_transaction(bind_of(self.runtime)) as connection:
             if not self.move(connection, self.claim, self._changed(text)):
                 raise ClaimLost
+
+
+def _is_begun(session: Session) -> bool:
+    return session.in_transaction() or bool(session.new or session.dirty or session.deleted)
 
 
 def _check_guard(connection: sa.Connection) -> None:

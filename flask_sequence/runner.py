@@ -95,7 +95,7 @@ def _make(attempt: Attempt) -> Attempt | Outcome:
     except DataError as unreadable:
         return _failed(attempt, unreadable)
     body = _Body(attempt, data)
-    fence = Fence(attempt.runtime, attempt.claim, lambda: body.data, attempt.text)
+    fence = Fence(attempt.runtime, attempt.claim, lambda: body.data, is_encoded=attempt.is_encoded)
     try:
         error = _perform(body, fence)
         return _what_follows(attempt, fence, error)
@@ -118,7 +118,7 @@ def _what_follows(attempt: Attempt, fence: Fence, error: BaseException | None) -
         raise error
     if fence.moved:
         return _moved_on(attempt, fence)
-    attempt = dataclasses.replace(attempt, claim=fence.saved, text=fence.text)
+    attempt = dataclasses.replace(attempt, claim=fence.claim, is_encoded=True)
     if error is None or isinstance(error, ClaimLost):
         error = TransactionDoomedError("The commit came back, and nothing was committed.")
     return _after_error(attempt, error)
@@ -187,7 +187,7 @@ def _perform_in_context(body: _Body, fence: Fence) -> BaseException | None:
     with fenced(fence):
         try:
             fence.move = body.run()
-            session.commit()
+            fence.commit()
         except BaseException as error:
             if isinstance(error, MemoryError):
                 # What filled the memory may stand in the step's variables, and the rest needs some.
@@ -208,7 +208,7 @@ def _moved_on(attempt: Attempt, fence: Fence) -> Attempt | Outcome:
     following = attempt.next_step
     assert following is not None
     if made.keywords["hold"]:
-        return attempt.held_on(fence.saved, fence.text, following)
+        return attempt.held_on(fence.claim, following)
     # Passing, the fence has counted the version up already.
     nudge = attempt.runtime.nudge(fence.claim, following.options, step=following.name)
     return Outcome(status=Status.WAITING, nudge=nudge)

@@ -8,7 +8,7 @@ import typing as t
 import sqlalchemy as sa
 
 from .claims import Claim
-from .database import clock, later
+from .database import Prepared, clock, later
 from .models import runs, step_runs
 from .status import MOVES, Status, StepStatus
 
@@ -21,8 +21,11 @@ class In(t.NamedTuple):
 
 NOW = In(0.0)
 
-Form = tuple[tuple[str, bool], ...]
-"""The columns that a move changes, and which of them get a time by the database's clock."""
+_LITERALS = (None, 0, 1, NOW)
+"""The values that stand in the text of a statement: as parameters they would cost work."""
+
+Form = tuple[tuple[str, t.Any], ...]
+"""The columns that a statement sets; of each the literal, else ``value`` or ``delay``."""
 
 
 class History(t.NamedTuple):
@@ -53,84 +56,100 @@ def move_held(
     :return: Whether the version was still the run's.
     """
     assert target in MOVES[Status.RUNNING]
-    form = tuple((name, isinstance(value, In)) for name, value in values.items())
-    change = {
-        "run": claim.id,
-        "held": claim.version,
-        "raised": claim.version + 1,
-        "target": target,
-        **{f"to_{name}": _sent(value) for name, value in values.items()},
-    }
+    form, change = _split(values)
+    change |= {"run": claim.id, "held": claim.version, "target": target}
     if history is None:
-        return connection.execute(_update(form), change).rowcount == 1
-    told = {
-        "told_step": claim.step,
-        "told_attempt": claim.attempt,
-        "told_started_at": claim.step_started_at,
-        **{f"told_{name}": value for name, value in history._asdict().items()},
-    }
+        return _update(form).send(connection, change).rowcount == 1
+    told_form, told = _split(
+        {
+            "step": claim.step,
+            "attempt": claim.attempt,
+            "started_at": claim.step_started_at,
+            "status": history.status,
+            "worker": history.label,
+            "error": history.error,
+            "traceback": history.traceback,
+        },
+        prefix="told_",
+    )
     if connection.dialect.name == "postgresql":
-        return connection.execute(_update_and_tell(form), change | told).rowcount == 1
-    if connection.execute(_update(form), change).rowcount != 1:
+        return _update_and_tell(form, told_form).send(connection, change | told).rowcount == 1
+    if _update(form).send(connection, change).rowcount != 1:
         return False
-    connection.execute(_tell(), {"run": claim.id, **told})
+    _tell(told_form).send(connection, {"run": claim.id, **told})
     return True
 
 
-def _sent(value: t.Any) -> t.Any:
-    return round(value.seconds * 1_000_000) if isinstance(value, In) else value
+def _split(values: t.Mapping[str, t.Any], prefix: str = "to_") -> tuple[Form, dict[str, t.Any]]:
+    """Tell what stands in the text of a statement from what is sent with it."""
+    form: list[tuple[str, t.Any]] = []
+    sent: dict[str, t.Any] = {}
+    for name, value in values.items():
+        if value in _LITERALS:
+            form.append((name, value))
+        elif isinstance(value, In):
+            form.append((name, "delay"))
+            sent[prefix + name] = round(value.seconds * 1_000_000)
+        else:
+            form.append((name, "value"))
+            sent[prefix + name] = value
+    return tuple(form), sent
 
 
-@functools.cache
-def _update(form: Form) -> sa.Update:
-    changed = {
-        name: later(sa.bindparam(f"to_{name}", type_=sa.BigInteger))
-        if by_clock
-        else sa.bindparam(f"to_{name}", type_=runs.c[name].type)
-        for name, by_clock in form
-    }
+def _column(table: sa.Table, name: str, kind: t.Any, prefix: str) -> t.Any:
+    if kind == "value":
+        return sa.bindparam(prefix + name, type_=table.c[name].type)
+    if kind == "delay":
+        return later(sa.bindparam(prefix + name, type_=sa.BigInteger))
+    if kind == NOW:
+        return clock()
+    return sa.null() if kind is None else sa.literal_column(str(kind))
+
+
+def _updating(form: Form) -> sa.Update:
     return (
         sa.update(runs)
         .where(
             runs.c.id == sa.bindparam("run"),
             runs.c.version == sa.bindparam("held"),
-            runs.c.status == Status.RUNNING,
+            runs.c.status == sa.literal_column(f"'{Status.RUNNING}'"),
         )
         .values(
             {
                 "status": sa.bindparam("target", type_=runs.c.status.type),
-                "version": sa.bindparam("raised"),
+                "version": runs.c.version + sa.literal_column("1"),
                 "updated_at": clock(),
-                **changed,
+                **{name: _column(runs, name, kind, "to_") for name, kind in form},
             }
         )
     )
 
 
-def _told() -> dict[str, sa.ColumnElement[t.Any]]:
-    names = ("step", "attempt", "started_at", "status", "label", "error", "traceback")
-    columns = {name: {"label": "worker"}.get(name, name) for name in names}
-    told: dict[str, sa.ColumnElement[t.Any]] = {
-        column: sa.bindparam(f"told_{name}", type_=step_runs.c[column].type)
-        for name, column in columns.items()
+def _telling(form: Form) -> dict[str, t.Any]:
+    told = {
+        name: _column(step_runs, name, kind, "told_") for name, kind in form if kind is not None
     }
     return {**told, "finished_at": clock()}
 
 
 @functools.cache
-def _tell() -> sa.Insert:
-    return sa.insert(step_runs).values(run_id=sa.bindparam("run"), **_told())
+def _update(form: Form) -> Prepared:
+    return Prepared(_updating(form))
 
 
 @functools.cache
-def _update_and_tell(form: Form) -> sa.Insert:
-    moved = _update(form).returning(runs.c.id).cte("moved")
-    told = _told()
-    return (
+def _tell(form: Form) -> Prepared:
+    return Prepared(sa.insert(step_runs).values(run_id=sa.bindparam("run"), **_telling(form)))
+
+
+@functools.cache
+def _update_and_tell(form: Form, told_form: Form) -> Prepared:
+    moved = _updating(form).returning(runs.c.id).cte("moved")
+    told = _telling(told_form)
+    return Prepared(
         sa.insert(step_runs)
         .from_select(
             ["run_id", *told], sa.select(moved.c.id, *told.values()), include_defaults=False
         )
         .add_cte(moved)
-        .execution_options(preserve_rowcount=True)
     )

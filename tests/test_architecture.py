@@ -18,7 +18,7 @@ MODULES = """
     errors status config retry data options callables steps functions definition failures columns
     database runtime models readonly claims queries statements store upkeep sessions transaction
     fence control sequence attempt runner sweep folders transport broker publisher repeats tasks
-    share keeper worker migration cli extension testing __init__
+    share children keeper worker migration cli extension testing __init__
 """
 LAYOUT = MODULES.split()
 """A module imports only what stands before it."""

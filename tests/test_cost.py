@@ -33,6 +33,8 @@ class Sent:
 
     def __init__(self, stepping: Stepping) -> None:
         self.statements: list[tuple[str, t.Any]] = []
+        self.isolation: list[str | None] = []
+        """The isolation level that was chosen for each, in a connection's options."""
         self.dialect = stepping.dialect
         with stepping.app.app_context():
             sa.event.listen(db.engine, "before_cursor_execute", self._record)
@@ -42,6 +44,7 @@ class Sent:
         self, connection: t.Any, cursor: t.Any, statement: str, values: t.Any, *_: t.Any
     ) -> None:
         self._note(statement, values)
+        self.isolation.append(connection.get_execution_options().get("isolation_level"))
 
     def _note(self, statement: str, values: t.Any = ()) -> None:
         self.statements.append((statement, values))
@@ -66,7 +69,7 @@ class Sent:
 def bursting(make_app: t.Callable[..., Flask], database_url: str) -> Stepping:
     """An application whose runs are performed in one burst, and that has performed one."""
     stepping = Stepping(make_app(database_url, SEQUENCE_BURST_SECONDS=60))
-    stepping.run(make_step(lambda step: None, "first"))
+    stepping.run(make_step(lambda step: note_by_core("first"), "first"))
     return stepping
 
 
@@ -78,6 +81,22 @@ def test_a_step_costs_one_move_and_one_commit(bursting: Stepping) -> None:
     guard = ["SAVEPOINT"] if bursting.dialect == "mariadb" else []
     step = [*guard, "INSERT", *MOVES[bursting.dialect], "COMMIT"]
     assert sent.verbs == [*CLAIMS[bursting.dialect], "COMMIT", *step * 3]
+
+
+def test_a_step_that_touches_no_session_costs_its_move(bursting: Stepping) -> None:
+    def count(step: t.Any) -> None:
+        step.data["number"] += 1
+
+    run_id = bursting.start(*(make_step(count, f"s{number}") for number in range(3)), number=0)
+    sent = Sent(bursting)
+    assert bursting.advance(run_id).status is Status.FINISHED
+    begin = ["BEGIN"] if bursting.dialect == "sqlite" else []
+    move = [verb for verb in MOVES[bursting.dialect] if verb != "RELEASE"]
+    assert sent.verbs == [*CLAIMS[bursting.dialect], "COMMIT", *[*begin, *move, "COMMIT"] * 3]
+    # On PostgreSQL it commits for itself: a transaction would cost two round trips more.
+    isolation = {"postgresql": "AUTOCOMMIT"}.get(bursting.dialect)
+    assert set(sent.isolation[len(CLAIMS[bursting.dialect]) :]) == {isolation}
+    assert bursting.row(run_id).data["number"] == 3
 
 
 def test_a_stale_nudge_costs_one_statement(bursting: Stepping) -> None:

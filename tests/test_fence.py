@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import typing as t
 
 import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from flask_sequence import Status, StepStatus, attempt, runner, store
+from flask_sequence import Status, StepStatus, attempt, fence, runner, sessions, store
 from flask_sequence.attempt import LEFT_ALONE
 from tests.application import Effect, db
 from tests.stepping import Stepping, make_sequence, make_step, note, note_by_core
 
 FINISHED, RETRY = StepStatus.FINISHED, StepStatus.RETRY
+LEFT_ALONE_ONCE = dataclasses.replace(LEFT_ALONE, attempts=1)
 
 
 def end(step: t.Any) -> None:
@@ -284,6 +286,48 @@ def test_a_step_whose_commit_did_not_go_through_is_done_again(
     assert (row.step, row.retries, row.error, stepping.notes()) == ("end", 1, "CutError: cut", [])
     stepping.advance(run_id)
     assert (stepping.row(run_id).step, stepping.notes()) == ("last", ["end"])
+
+
+def count(step: t.Any) -> None:
+    step.data["bodies"] = step.data.get("bodies", 0) + 1
+
+
+@pytest.mark.parametrize(("answer", "retries"), [("lost", 0), ("never", 1)])
+def test_a_move_alone_without_an_answer(
+    stepping: Stepping, monkeypatch: pytest.MonkeyPatch, answer: str, retries: int
+) -> None:
+    cut = [True]
+
+    @contextlib.contextmanager
+    def own_move(runtime: t.Any) -> t.Iterator[t.Any]:
+        is_cut = bool(cut and cut.pop())
+        if is_cut and answer == "never":
+            raise CutError
+        with sessions.own_move(runtime) as connection:
+            yield connection
+        if is_cut:
+            raise CutError
+
+    monkeypatch.setattr(fence, "own_move", own_move)
+    run_id = stepping.start(make_step(count, default_retry_delay=0))
+    while stepping.advance(run_id).status is not Status.FINISHED:
+        assert stepping.row(run_id).status is Status.WAITING
+    row = stepping.row(run_id)
+    assert (dict(row.data), row.attempt, row.retries) == ({"bodies": 1}, 1 + retries, retries)
+    assert [entry[1] for entry in stepping.history(run_id)] == [*range(1, retries + 2)]
+
+
+@pytest.mark.parametrize("way", ["take_over", "cancel"])
+def test_who_lost_the_claim_moves_nothing_alone(stepping: Stepping, way: str) -> None:
+    def body(step: t.Any) -> None:
+        count(step)
+        getattr(stepping, way)(step.run.id)
+
+    run_id = stepping.start(body, end)
+    assert stepping.advance(run_id) == LEFT_ALONE_ONCE
+    row = stepping.row(run_id)
+    assert (row.step, dict(row.data), stepping.history(run_id)) == ("body", {}, [])
+    assert row.status is (Status.CANCELLED if way == "cancel" else Status.RUNNING)
 
 
 @pytest.mark.parametrize("answer", ["lost", "never"])

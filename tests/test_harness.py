@@ -5,7 +5,6 @@ The table of docs/reliability.md, "The harness can fail", is the one of this mod
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 import typing as t
@@ -39,7 +38,7 @@ def no_version(patch: Patch) -> None:
 
     def move_held(connection: t.Any, claim: t.Any, *rest: t.Any) -> bool:
         version = connection.scalar(sa.select(runs.c.version).where(runs.c.id == claim.id))
-        return real(connection, dataclasses.replace(claim, version=version), *rest)
+        return real(connection, claim._replace(version=version), *rest)
 
     patch.setattr(store, "move_held", move_held)
 

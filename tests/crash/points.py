@@ -68,6 +68,7 @@ def install() -> None:
     _wrap(Step, "_check_end", _check_end)
     _wrap(Fence, "before_commit", _fence_before_commit)
     _wrap(Fence, "after_commit", _fence_after_commit)
+    _wrap(Fence, "_move_alone", _fence_move_alone)
     _wrap(tasks, "publish", _publish)
     sa.event.listen(sa.Engine, "commit", _commit)
 
@@ -126,6 +127,13 @@ def _fence_after_commit(after: CallT, fence: Fence, session: t.Any) -> None:
         holds = getattr(fence.move, "keywords", {}).get("hold", False)
         reach(point, _here.run_id, _here.step, holds=holds)
     after(fence, session)
+
+
+def _fence_move_alone(move: CallT, fence: Fence) -> None:
+    reach("before the commit", _here.run_id, _here.step)
+    move(fence)
+    holds = fence.move.keywords.get("hold", False)  # type: ignore[attr-defined]
+    reach("after the commit", _here.run_id, _here.step, holds=holds)
 
 
 def _publish(publish: CallT, runtime: t.Any, nudges: t.Sequence[t.Any]) -> None:

@@ -64,6 +64,13 @@ class Three(Traced):
     pass
 
 
+class Quiet(Traced):
+    """Writes nothing: only the data change."""
+
+    def write(self, what: str) -> None:
+        pass
+
+
 class Apart(Traced):
     """Performed by a nudge of its own, whatever the length of a burst."""
 
@@ -131,6 +138,10 @@ class CarelessEarly(Careless):
 
 class CrashPlain(BaseSequence):
     steps = (One, Two, Three)
+
+
+class CrashQuiet(BaseSequence):
+    steps = (One, Quiet, Three)
 
 
 class CrashApart(BaseSequence):

@@ -145,11 +145,12 @@ class Simulation:
 
         @sa.event.listens_for(engine, "connect")
         def connected(connection: sqlite3.Connection, record: object) -> None:
-            connection.create_function("strftime", 3, self._strftime)
+            for arguments in (2, 3):
+                connection.create_function("strftime", arguments, self._strftime)
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("PRAGMA journal_mode = MEMORY")
 
-    def _strftime(self, form: str, moment: str, shift: str) -> str:
+    def _strftime(self, form: str, moment: str, shift: str = "0") -> str:
         return self._time(float(shift.split()[0]))
 
     def _time(self, later: float = 0.0) -> str:
