@@ -19,6 +19,7 @@ SCENARIOS: dict[str, Scenario] = {
     "rows": functools.partial(race.race, "rows"),
     "request": latency.measure_request,
     "latency": latency.measure_latency,
+    "context": latency.measure_context,
     "start": scale.measure_start,
     "beside": scale.measure_beside,
     "sweep": scale.measure_sweep,

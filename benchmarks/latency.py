@@ -1,4 +1,4 @@
-"""How long a request takes with a start in it, and how soon the first step begins."""
+"""What a start adds to a request, how soon a step begins, and what its app context costs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if t.TYPE_CHECKING:
     from flask import Flask
 
 DELAY = "task.delay()"
+CONTEXTS = 5000
 IDLE_SECONDS = (0.2, 0.7)
 """For how long nothing is sent before each sample: the worker is idle, at any point of a poll."""
 
@@ -89,6 +90,30 @@ def measure_request(options: argparse.Namespace, show: Show) -> t.Iterator[Figur
             for name, samples in taken.items():
                 added = statistics.median(samples) - plain
                 yield Figure("request", "longer by", name, added, "ms")
+
+
+def measure_context(options: argparse.Namespace, show: Show) -> t.Iterator[Figure]:
+    """What the app context of an attempt costs: pushed, torn down, and with a session in it."""
+    with new_place(options.database, options.broker, processes=2) as place:
+        ours = FlaskSequence(place)
+        ours.prepare()
+
+        def empty() -> None:
+            with ours.app.app_context():
+                pass
+
+        def committed() -> None:
+            with ours.app.app_context():
+                db.session.commit()
+
+        for repeat in range(options.repeats):
+            show(f"repeat {repeat + 1}")
+            for name, act in {"empty": empty, "with a commit of nothing": committed}.items():
+                began = time.perf_counter()
+                for _ in range(CONTEXTS):
+                    act()
+                each = 1_000_000 * (time.perf_counter() - began) / CONTEXTS
+                yield Figure("context", "one app context", name, each, "µs")
 
 
 def _add_routes(app: Flask, delay: t.Callable[[], object]) -> None:

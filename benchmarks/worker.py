@@ -34,7 +34,7 @@ def measure_idle(options: argparse.Namespace, show: Show) -> t.Iterator[Figure]:
             with made as place, kind(place) as contender:
                 contender.measure(4, 1)
                 show(f"{name}, {broker}")
-                time.sleep(SETTLE_SECONDS)
+                time.sleep(min(SETTLE_SECONDS, options.seconds))
                 for _ in range(options.repeats):
                     before, began = cpu_seconds(contender), time.monotonic()
                     time.sleep(options.seconds / options.repeats)
@@ -74,7 +74,7 @@ def measure_memory(options: argparse.Namespace, show: Show) -> t.Iterator[Figure
             for name, pid in zip(names, pids, strict=True):
                 curves[name].append((elapsed, _resident_mib(pid)))
             show(f"{elapsed:.0f} of {options.seconds:.0f} s, {place.ended - before} runs")
-            time.sleep(SAMPLE_SECONDS)
+            time.sleep(min(SAMPLE_SECONDS, options.seconds / 10))
         done = (place.ended - before) * steps
     setting = f"{options.seconds:.0f} s, {done:,} steps"
     for name, curve in curves.items():

@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 from flask_sequence import SequenceRun, Status, StepStatus, attempt, store
 from flask_sequence.attempt import FRESH_TRIES
 from flask_sequence.errors import FailInterrupt
-from flask_sequence.models import step_runs
+from flask_sequence.models import runs, step_runs
 from flask_sequence.runner import advance
 from tests.application import Effect, db
 from tests.stepping import Body, Stepping, make_sequence, make_step, note, note_by_core
@@ -648,3 +648,13 @@ def test_a_step_is_performed_only_by_its_queue_and_limits(
     right = (nudge.time_limit, nudge.soft_time_limit)
     assert stepping.advance(run_id, limits=right).status is Status.FINISHED
     assert stepping.notes() == ["done"]
+
+
+def test_data_that_cannot_be_read_fail_the_run(stepping: Stepping) -> None:
+    run_id = stepping.start(end)
+    stepping.set(run_id, data='{"at": {"__type__": "moon", "__value__": "full"}}')
+    assert advance(stepping.runtime, run_id, 0).status is Status.FAILED
+    with stepping.connect() as connection:
+        (row,) = connection.execute(sa.select(runs.c.error, runs.c.worker_id, runs.c.attempt))
+    assert "'full' marked as 'moon', which cannot be read" in str(row.error)
+    assert (row.worker_id, row.attempt, stepping.notes()) == (None, 1, [])

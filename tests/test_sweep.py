@@ -247,6 +247,24 @@ def test_a_run_that_cannot_be_taken_up_spoils_no_other(
     assert f"Run {claims[1].id}, step Made.end, attempt 1 cannot be taken up" in caplog.text
 
 
+def test_a_crash_that_the_database_asks_to_note_again(
+    sqlite_stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = claimed(sqlite_stepping)
+    error = sa.exc.DBAPIError("UPDATE", {}, Exception(), connection_invalidated=True)
+
+    def crash(*_: t.Any, **__: t.Any) -> t.NoReturn:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "crash", crash)
+        with pytest.raises(sa.exc.DBAPIError):
+            sweep.free(sqlite_stepping.runtime, sqlite_stepping.short, [claim], "gone")
+    assert sqlite_stepping.row(claim.id).crashes == 0
+    sweep.free(sqlite_stepping.runtime, sqlite_stepping.short, [claim], "gone")
+    assert sqlite_stepping.row(claim.id).crashes == 1
+
+
 def test_an_unknown_step_that_crashed(sqlite_stepping: Stepping) -> None:
     claim = claimed(sqlite_stepping, sequence="Unknown")
     assert sweep.free(sqlite_stepping.runtime, sqlite_stepping.short, [claim], "it died") == []

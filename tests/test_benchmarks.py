@@ -1,0 +1,40 @@
+"""The benchmarks run, and write what they measure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import typing as t
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+ON = ("--database", "sqlite", "--broker", "embedded", "--brokers", "embedded", "--repeats", "1")
+
+
+def bench(output: Path, *arguments: str) -> list[dict[str, t.Any]]:
+    """Run it, and give the lines of its report."""
+    command = [sys.executable, "-m", "benchmarks", *arguments, *ON, "--output", str(output)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    lines: list[dict[str, t.Any]] = json.loads((output / "bench.json").read_text())["lines"]
+    assert len((output / "bench.md").read_text().splitlines()) == 2 + len(lines)
+    return lines
+
+
+def test_steps_per_second(tmp_path: Path) -> None:
+    peers = ["--peers", "ours", "floor", "--steps", "10", "--total", "100"]
+    ours, floor = bench(tmp_path, "rows", *peers)
+    assert (ours["name"], floor["name"]) == ("flask-sequence", "bare connections")
+    assert floor["ratios"][1] == pytest.approx(ours["spread"][1] / floor["spread"][1])
+    assert "<svg" in (tmp_path / "rows-cost.svg").read_text()
+
+
+def test_what_a_worker_and_a_request_cost(tmp_path: Path) -> None:
+    few = ["--samples", "3", "--seconds", "2", "--load", "2", "--warm-up", "1"]
+    scenarios = {"request", "latency", "context", "idle", "memory"}
+    assert {line["scenario"] for line in bench(tmp_path, *sorted(scenarios), *few)} == scenarios
+    assert "<svg" in (tmp_path / "memory.svg").read_text()
