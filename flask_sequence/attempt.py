@@ -14,7 +14,7 @@ import uuid
 
 from . import queries, store, upkeep
 from .claims import Claim, Row, is_known_format
-from .database import is_transient
+from .database_errors import is_transient
 from .definition import SequenceDefinition, StepDefinition, find_sequence
 from .failures import one_line
 from .runtime import Nudge, Runtime

@@ -15,7 +15,7 @@ from flask.cli import AppGroup, ScriptInfo
 
 from . import control
 from .data import encode
-from .database import NO_ANSWER
+from .database_errors import NO_ANSWER
 from .definition import get_sequence
 from .errors import SequenceError
 from .migration import write_revision

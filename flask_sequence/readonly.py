@@ -8,7 +8,7 @@ import typing as t
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from .database import is_missing_table
+from .database_errors import is_missing_table
 from .errors import ReadOnlyError, SetupError
 from .models import MODELS, Base, SequenceRun
 

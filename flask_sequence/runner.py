@@ -26,7 +26,7 @@ from .attempt import (
 )
 from .claims import Row, holds
 from .data import decode_text
-from .database import is_after_failure, is_transient
+from .database_errors import is_after_failure, is_transient
 from .definition import RunInfo
 from .errors import (
     ClaimLost,

@@ -10,7 +10,7 @@ import typing as t
 from . import queries, store, upkeep
 from .claims import Claim
 from .control import options_of
-from .database import is_integrity_error, is_transient
+from .database_errors import is_integrity_error, is_transient
 from .failures import one_line
 from .retry import crash_delay
 from .runtime import Nudge, Runtime

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, object_session
 
 from . import queries
-from .database import bounded_lock_wait, is_lock_timeout
+from .database import bounded_lock_wait
+from .database_errors import is_lock_timeout
 from .errors import KeyBusyError
 from .models import SequenceRun
 from .readonly import name_missing_tables, refuse_writes

@@ -16,9 +16,9 @@ PACKAGE = ROOT / "flask_sequence"
 
 MODULES = """
     errors status config retry data options callables steps functions definition failures columns
-    database runtime models readonly claims queries statements store upkeep sessions transaction
-    fence control sequence attempt runner sweep folders transport broker publisher repeats tasks
-    share children keeper worker migration cli extension testing __init__
+    database database_errors runtime models readonly claims queries statements store upkeep sessions
+    transaction fence control sequence attempt runner sweep folders transport broker publisher
+    repeats tasks share children keeper worker migration cli extension testing __init__
 """
 LAYOUT = MODULES.split()
 """A module imports only what stands before it."""
@@ -34,7 +34,16 @@ USERS = {
     "flask_migrate": {"migration"},
     "flask_sqlalchemy": {"extension"},
     "kombu": {"folders", "transport"},
-    "sqlalchemy": {"claims", "columns", "database", "fence", "migration", "models", "queries"}
+    "sqlalchemy": {
+        "claims",
+        "columns",
+        "database",
+        "database_errors",
+        "fence",
+        "migration",
+        "models",
+        "queries",
+    }
     | {"readonly", "sessions", "statements", "store", "transaction", "upkeep"},
     "typing_extensions": {"steps"},
 }

@@ -17,10 +17,7 @@ from flask_sequence.database import (
     begin_immediate,
     bounded_lock_wait,
     clock,
-    is_lock_timeout,
     is_memory,
-    is_missing_table,
-    is_transient,
     later,
     release_guard,
     set_guard,
@@ -28,6 +25,7 @@ from flask_sequence.database import (
     short_transaction,
     single_statements,
 )
+from flask_sequence.database_errors import is_lock_timeout, is_missing_table, is_transient
 from flask_sequence.models import runs
 from tests.application import Effect
 from tests.stepping import Stepping, note
