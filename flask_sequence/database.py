@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool
 
-from .columns import UTCDateTime
+from .columns import MYSQL, UTCDateTime
 
 SERVER_SECONDS = 2
 """What a short connection may take at most to connect, and for one statement."""
@@ -170,14 +170,27 @@ def by_index(statement: sa.Select[t.Any], table: sa.Table, index: str) -> sa.Sel
     :param table: The table of the index.
     :param index: Its name.
     """
-    for dialect in ("mariadb", "mysql"):
+    for dialect in MYSQL:
         statement = statement.with_hint(table, f"FORCE INDEX ({index})", dialect)
+    return statement
+
+
+def by_primary_key(statement: sa.Update) -> sa.Update:
+    """Let MariaDB and MySQL find rows by their primary key.
+
+    By another index, which they may prefer, they lock the gaps in it, too, until the commit; and
+    whoever changes a row beside it waits for that.
+
+    :param statement: What is updated.
+    """
+    for dialect in MYSQL:
+        statement = statement.with_hint("FORCE INDEX (PRIMARY)", dialect_name=dialect)
     return statement
 
 
 def is_mysql(connection: sa.Connection) -> bool:
     """Tell whether the connection leads to MariaDB or MySQL."""
-    return connection.dialect.name in {"mysql", "mariadb"}
+    return connection.dialect.name in MYSQL
 
 
 def begin_immediate(connection: sa.Connection) -> None:

@@ -8,7 +8,7 @@ import typing as t
 import sqlalchemy as sa
 
 from .claims import Claim
-from .database import Prepared, clock, later
+from .database import Prepared, by_primary_key, clock, later
 from .models import runs, step_runs
 from .status import MOVES, Status, StepStatus
 
@@ -35,6 +35,10 @@ class History(t.NamedTuple):
     label: str
     error: str | None = None
     traceback: str | None = None
+
+
+UPDATE_BY_ID: sa.Update = by_primary_key(sa.update(runs))
+"""An update of runs by their ids."""
 
 
 def move_held(
@@ -107,21 +111,17 @@ def _column(table: sa.Table, name: str, kind: t.Any, prefix: str) -> t.Any:
 
 
 def _updating(form: Form) -> sa.Update:
-    return (
-        sa.update(runs)
-        .where(
-            runs.c.id == sa.bindparam("run"),
-            runs.c.version == sa.bindparam("held"),
-            runs.c.status == sa.literal_column(f"'{Status.RUNNING}'"),
-        )
-        .values(
-            {
-                "status": sa.bindparam("target", type_=runs.c.status.type),
-                "version": runs.c.version + sa.literal_column("1"),
-                "updated_at": clock(),
-                **{name: _column(runs, name, kind, "to_") for name, kind in form},
-            }
-        )
+    return UPDATE_BY_ID.where(
+        runs.c.id == sa.bindparam("run"),
+        runs.c.version == sa.bindparam("held"),
+        runs.c.status == sa.literal_column(f"'{Status.RUNNING}'"),
+    ).values(
+        {
+            "status": sa.bindparam("target", type_=runs.c.status.type),
+            "version": runs.c.version + sa.literal_column("1"),
+            "updated_at": clock(),
+            **{name: _column(runs, name, kind, "to_") for name, kind in form},
+        }
     )
 
 

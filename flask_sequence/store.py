@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from .claims import CLAIM_COLUMNS, Claim
 from .database import clock, moment
 from .models import EMPTIED, FORMAT, runs
-from .statements import NOW, History, In, move_held
+from .statements import NOW, UPDATE_BY_ID, History, In, move_held
 from .status import ACTIVE, MOVES, Status, StepStatus
 
 _HANDED_BACK: dict[str, t.Any] = {"worker_id": None, "pid": None, "step_started_at": None}
@@ -92,26 +92,22 @@ def claim(
 
 @functools.cache
 def _claiming(*, ignore_due: bool, returning: bool) -> sa.Update:
-    statement = (
-        sa.update(runs)
-        .where(
-            runs.c.id == sa.bindparam("run"),
-            runs.c.version == sa.bindparam("held"),
-            runs.c.status == Status.WAITING,
-            runs.c.format.between(EMPTIED + 1, FORMAT),
-            runs.c.due_at.is_not(None) if ignore_due else runs.c.due_at <= clock(),
-        )
-        .values(
-            status=Status.RUNNING,
-            version=sa.bindparam("raised"),
-            attempt=runs.c.attempt + 1,
-            worker_id=sa.bindparam("worker", type_=runs.c.worker_id.type),
-            pid=sa.bindparam("process", type_=runs.c.pid.type),
-            due_at=None,
-            started_at=sa.func.coalesce(runs.c.started_at, clock()),
-            step_started_at=clock(),
-            updated_at=clock(),
-        )
+    statement = UPDATE_BY_ID.where(
+        runs.c.id == sa.bindparam("run"),
+        runs.c.version == sa.bindparam("held"),
+        runs.c.status == Status.WAITING,
+        runs.c.format.between(EMPTIED + 1, FORMAT),
+        runs.c.due_at.is_not(None) if ignore_due else runs.c.due_at <= clock(),
+    ).values(
+        status=Status.RUNNING,
+        version=sa.bindparam("raised"),
+        attempt=runs.c.attempt + 1,
+        worker_id=sa.bindparam("worker", type_=runs.c.worker_id.type),
+        pid=sa.bindparam("process", type_=runs.c.pid.type),
+        due_at=None,
+        started_at=sa.func.coalesce(runs.c.started_at, clock()),
+        step_started_at=clock(),
+        updated_at=clock(),
     )
     return statement.returning(*CLAIM_COLUMNS) if returning else statement
 
@@ -226,29 +222,23 @@ def revive(connection: sa.Connection, run_id: int, version: int) -> bool:
 
 def cancel(connection: sa.Connection, run_id: int) -> bool:
     """(any that is not final) -> cancelled."""
-    statement = (
-        sa.update(runs)
-        .where(runs.c.id == run_id, runs.c.status.in_(ACTIVE))
-        .values(
-            **_HANDED_BACK,
-            status=Status.CANCELLED,
-            version=runs.c.version + 1,
-            active_key=None,
-            due_at=None,
-            updated_at=clock(),
-            finished_at=clock(),
-        )
+    statement = UPDATE_BY_ID.where(runs.c.id == run_id, runs.c.status.in_(ACTIVE)).values(
+        **_HANDED_BACK,
+        status=Status.CANCELLED,
+        version=runs.c.version + 1,
+        active_key=None,
+        due_at=None,
+        updated_at=clock(),
+        finished_at=clock(),
     )
     return _moved(connection, statement)
 
 
 def redirect(connection: sa.Connection, run_id: int, version: int, *, queue: str) -> bool:
     """waiting -> waiting in another queue, for a nudge that goes where the step is performed."""
-    statement = (
-        sa.update(runs)
-        .where(runs.c.id == run_id, runs.c.version == version, runs.c.status == Status.WAITING)
-        .values(queue=queue, version=version + 1, published_at=clock(), updated_at=clock())
-    )
+    statement = UPDATE_BY_ID.where(
+        runs.c.id == run_id, runs.c.version == version, runs.c.status == Status.WAITING
+    ).values(queue=queue, version=version + 1, published_at=clock(), updated_at=clock())
     return _moved(connection, statement)
 
 
@@ -287,11 +277,9 @@ def unblock(connection: sa.Connection, sequence: str, step: str, *, limit: int) 
 
 def _moving(run_id: int, version: int, source: Status, target: Status) -> sa.Update:
     assert target in MOVES[source]
-    return (
-        sa.update(runs)
-        .where(runs.c.id == run_id, runs.c.version == version, runs.c.status == source)
-        .values(status=target, version=version + 1, updated_at=clock())
-    )
+    return UPDATE_BY_ID.where(
+        runs.c.id == run_id, runs.c.version == version, runs.c.status == source
+    ).values(status=target, version=version + 1, updated_at=clock())
 
 
 def _standing_at(sequence: str, step: str, status: Status) -> sa.Select[tuple[int]]:
@@ -310,10 +298,8 @@ def _move_found(
     assert target in MOVES[source]
     # Not by a subquery: MariaDB would look it up for each row of the table.
     run_ids = list(connection.execute(found).scalars())
-    moved = (
-        sa.update(runs)
-        .where(runs.c.id.in_(run_ids), runs.c.status == source)
-        .values(status=target, version=runs.c.version + 1, updated_at=clock(), **values)
+    moved = UPDATE_BY_ID.where(runs.c.id.in_(run_ids), runs.c.status == source).values(
+        status=target, version=runs.c.version + 1, updated_at=clock(), **values
     )
     return connection.execute(moved).rowcount
 
@@ -333,7 +319,7 @@ def _moved(connection: sa.Connection, statement: sa.Update) -> bool:
 def mark_published(connection: sa.Connection, run_ids: t.Collection[int]) -> None:
     """Note that nudges for these runs are about to be sent."""
     connection.execute(
-        sa.update(runs)
-        .where(runs.c.id.in_(run_ids), runs.c.status == Status.WAITING)
-        .values(published_at=clock())
+        UPDATE_BY_ID.where(runs.c.id.in_(run_ids), runs.c.status == Status.WAITING).values(
+            published_at=clock()
+        )
     )

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from .database import by_index, later, moment
 from .models import EMPTIED, FORMAT, runs, step_runs, workers
+from .statements import UPDATE_BY_ID
 from .status import Status
 
 _FINAL = [status for status in Status if status.final]
@@ -60,6 +61,7 @@ def delete(connection: sa.Connection, run_ids: t.Collection[int]) -> None:
         # A deferred constraint would fail the COMMIT, where no savepoint helps.
         connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
     ended = sa.select(runs.c.id).where(runs.c.id.in_(run_ids), runs.c.status.in_(_FINAL))
+    ended = by_index(ended, runs, "PRIMARY")
     # Not by a subquery: MariaDB would look it up for each row of the history.
     final = list(connection.execute(ended.with_for_update()).scalars())
     connection.execute(sa.delete(step_runs).where(step_runs.c.run_id.in_(final)))
@@ -69,5 +71,5 @@ def delete(connection: sa.Connection, run_ids: t.Collection[int]) -> None:
 def empty(connection: sa.Connection, run_id: int) -> None:
     """Take the data and the history from a final run whose row is still needed."""
     connection.execute(sa.delete(step_runs).where(step_runs.c.run_id == run_id))
-    emptied = sa.update(runs).where(runs.c.id == run_id)
+    emptied = UPDATE_BY_ID.where(runs.c.id == run_id)
     connection.execute(emptied.values(data={}, error=None, format=EMPTIED))

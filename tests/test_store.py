@@ -140,3 +140,19 @@ def test_many_runs_at_once(stepping: Stepping) -> None:
     assert listed(sequence="T") == ids[4:2:-1]
     assert listed(sequence="S", limit=1) == [ids[5]]
     assert listed(status=Status.FAILED) == []
+
+
+def test_a_move_that_is_not_committed_keeps_nobody_from_another_run(
+    mariadb_stepping: Stepping,
+) -> None:
+    """MariaDB locks the gaps of each index by which it finds a row; it must be the primary key."""
+    runtime = mariadb_stepping.runtime
+    first, *others = [mariadb_stepping.start(end) for _ in range(4)]
+    with own_transaction(runtime) as connection:
+        claim = store.claim(connection, first, 0, worker_id="me", pid=1)
+    assert claim is not None
+    with own_transaction(runtime) as standing, own_transaction(runtime) as connection:
+        assert store.advance(standing, claim, None, step="b", queue="q", label=LABEL)
+        connection.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = 1")
+        for run_id in others:
+            assert store.claim(connection, run_id, 0, worker_id="me", pid=1)
