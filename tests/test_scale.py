@@ -177,8 +177,8 @@ def test_each_statement_of_a_run_and_of_a_sweep_is_served(
         assert sweep.purge(runtime, short)
 
     sent = sent_by(stepping, act)
-    words = {" ".join(statement.split()[:3]) for statement, _ in sent}
-    assert {"UPDATE sequence_runs SET", "DELETE FROM sequence_runs"} <= words
+    for begin in ("UPDATE sequence_runs ", "DELETE FROM sequence_runs "):
+        assert any(statement.startswith(begin) for statement, _ in sent), begin
     for (statement, _), plan in zip(sent, explain(stepping, sent), strict=True):
         assert is_served(plan), f"{statement}\n{plan}"
         if stepping.dialect == "mariadb" and statement.startswith("UPDATE sequence_runs"):
