@@ -128,6 +128,8 @@ class Prepared:
         :param connection: Where to.
         :param values: The values of its parameters.
         """
+        if connection.get_execution_options().get("schema_translate_map"):
+            return connection.execute(self._statement, values)  # its text is not always the same
         compiled = self._compiled.get(connection.dialect)
         if compiled is None:
             compiled = _compile(self._statement, connection.dialect)

@@ -152,4 +152,5 @@ def _update_and_tell(form: Form, told_form: Form) -> Prepared:
             ["run_id", *told], sa.select(moved.c.id, *told.values()), include_defaults=False
         )
         .add_cte(moved)
+        .execution_options(preserve_rowcount=True)
     )

@@ -12,8 +12,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
+from flask_sequence.columns import UTCDateTime
 from flask_sequence.database import (
     SERVER_SECONDS,
+    Prepared,
     begin_immediate,
     bounded_lock_wait,
     clock,
@@ -288,3 +290,19 @@ def test_a_lock_is_not_waited_for_longer_than_asked(stepping: Stepping) -> None:
             assert waiter.exec_driver_sql(read).scalar_one() != before
         assert waiter.exec_driver_sql(read).scalar_one() == before
     assert is_lock_timeout(caught.value)
+
+
+def test_a_prepared_statement_goes_to_the_schema_of_its_connection() -> None:
+    table = sa.Table("notes", sa.MetaData(), sa.Column("at", UTCDateTime()))
+    insert = Prepared(sa.insert(table).values(at=sa.bindparam("moment", type_=UTCDateTime())))
+    moments = [datetime.datetime(2026, 1, day, tzinfo=datetime.UTC) for day in (1, 2)]
+    with sa.create_engine("sqlite://").connect() as connection:
+        connection.exec_driver_sql("ATTACH ':memory:' AS tenant")
+        table.create(connection)
+        connection.exec_driver_sql("CREATE TABLE tenant.notes (at DATETIME)")
+        assert insert.send(connection, {"moment": moments[0]}).rowcount == 1
+        translated = connection.execution_options(schema_translate_map={None: "tenant"})
+        assert insert.send(translated, {"moment": moments[1]}).rowcount == 1
+        assert connection.scalars(sa.select(table.c.at)).all() == moments[1:]
+        plain = "SELECT at FROM main.notes"
+        assert connection.exec_driver_sql(plain).scalars().all() == ["2026-01-01 00:00:00.000000"]
