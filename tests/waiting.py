@@ -1,7 +1,9 @@
-"""Waiting for a condition, the only sleep in the tests."""
+"""Waiting for a condition, the only sleep in the tests; and for the end."""
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 import typing as t
 
@@ -30,3 +32,8 @@ def wait_until(
             raise AssertionError(f"not true after {timeout} s (last: {answer!r}). {text}")
         time.sleep(interval)
     return answer
+
+
+def end_well_at_sigterm() -> None:
+    """Let SIGTERM end this program as an exception would: what it has started is stopped."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -12,6 +12,7 @@ import pytest
 from tests.storm import report
 from tests.storm.place import Options
 from tests.storm.storm import run_storm
+from tests.waiting import end_well_at_sigterm
 
 CHOICES = {
     "database": ("postgresql", "mariadb", "sqlite"),
@@ -78,4 +79,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    end_well_at_sigterm()
     sys.exit(main())
