@@ -147,13 +147,13 @@ class Keeper(threading.Thread):
             self._look()
 
     def _look(self) -> None:
+        if self.runtime.is_stopping:
+            let_unheard_end(self._pool)
         now = time.monotonic()
         settings = self.runtime.settings
         if now >= self._renew_at:
             self._renew()
             self._renew_at = now + settings.lease_seconds / 3
-        if self.runtime.is_stopping:
-            let_unheard_end(self._pool)
         children = live_processes(self._pool)
         if self._children != children:  # of a child that lived shortly only the next one is seen
             self._watch_until = now + WATCH_SECONDS
