@@ -85,9 +85,13 @@ def main(options: argparse.Namespace) -> None:
     began = time.monotonic()
     for name in options.scenarios:
         show = functools.partial(_show, began, name)
-        found = list(SCENARIOS[name](options, show))
-        figures += found
-        report.write(options.output, figures, told)
+        found: list[report.Figure] = []
+        try:
+            for figure in SCENARIOS[name](options, show):
+                found.append(figure)
+        finally:  # also of one that was stopped
+            figures += found
+            report.write(options.output, figures, told)
         _show(began, name, "done")
         print(f"\n{report.table_of(report.lines_of(found))}\n", flush=True)
 
