@@ -144,7 +144,7 @@ def curves_of(points: Points, title: str, *, log_x: bool = False) -> str:
 
 def _svg(drawn: t.Sequence[str], title: str, *, height: int) -> str:
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="840" height="{height}"'
         ' font-family="sans-serif" font-size="13">'
     )
     paper = '<rect width="100%" height="100%" fill="#fff"/>'
