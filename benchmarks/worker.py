@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import statistics
-import threading
 import time
 import typing as t
 from pathlib import Path
@@ -15,7 +15,7 @@ from benchmarks.chain import Chain
 from benchmarks.contender import Contender, Show, new_place
 from benchmarks.ours import KEPT, Changing, FlaskSequence, Keeping
 from benchmarks.report import OURS, Figure, curves_of
-from tests.waiting import wait_until
+from tests.waiting import meanwhile, wait_until
 from tests.workers import family_of
 
 SETTLE_SECONDS = 10.0
@@ -64,7 +64,9 @@ def measure_memory(options: argparse.Namespace, show: Show) -> t.Iterator[Figure
     """How much each process of a worker grows under a steady load, once it is warm."""
     steps = 10
     made = new_place(options.database, options.broker, processes=options.processes)
-    with made as place, FlaskSequence(place) as contender, _load(contender, options.load, steps):
+    with made as place, FlaskSequence(place) as contender, contextlib.ExitStack() as stack:
+        load = functools.partial(contender.begin, round(options.load), steps)
+        stack.enter_context(meanwhile(load, interval=1.0))
         wait_until(lambda: place.ended >= options.warm_up * options.load, 600)
         pids = _family(contender)
         names = ["main process", *(f"child {number}" for number in range(1, len(pids)))]
@@ -84,24 +86,6 @@ def measure_memory(options: argparse.Namespace, show: Show) -> t.Iterator[Figure
         yield Figure("memory", setting, name, curve[-1][1], "MiB at the end")
     title = f"Resident memory, MiB, over {setting}"
     (options.output / "memory.svg").write_text(curves_of(curves, title))
-
-
-@contextlib.contextmanager
-def _load(contender: FlaskSequence, rate: float, steps: int) -> t.Iterator[None]:
-    """Start so many runs each second, meanwhile."""
-    stopped = threading.Event()
-
-    def feed() -> None:
-        while not stopped.wait(1.0):
-            contender.begin(round(rate), steps)
-
-    thread = threading.Thread(target=feed)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def measure_data(options: argparse.Namespace, show: Show) -> t.Iterator[Figure]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import os
 import signal
-import threading
 import time
 import typing as t
 
@@ -21,7 +19,7 @@ from tests import services
 from tests.application import Effect, db
 from tests.deploying import RELEASE, Grown, Load
 from tests.stepping import Stepping, make_sequence, make_step
-from tests.waiting import wait_until
+from tests.waiting import meanwhile, wait_until
 from tests.workers import Worker, write_module
 from tests.working import LEASE_SECONDS, SWEEP_SECONDS, Scene, WorkTwo, WorkWritten
 
@@ -158,23 +156,14 @@ def finished_at(scene: Scene) -> list[float]:
     return sorted(at.timestamp() for at in times)
 
 
-@contextlib.contextmanager
-def loaded(scene: Scene) -> t.Iterator[None]:
+def loaded(scene: Scene) -> t.ContextManager[None]:
     """Keep at least 40 runs waiting."""
-    stopped = threading.Event()
 
     def feed() -> None:
-        while not stopped.wait(0.2):
-            if scene.statuses()[Status.WAITING] < 40:
-                scene.start(Load, 20)
+        if scene.statuses()[Status.WAITING] < 40:
+            scene.start(Load, 20)
 
-    thread = threading.Thread(target=feed)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
+    return meanwhile(feed, interval=0.2)
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.full)])

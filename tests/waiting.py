@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
+import threading
 import time
 import typing as t
 
@@ -32,6 +34,28 @@ def wait_until(
             raise AssertionError(f"not true after {timeout} s (last: {answer!r}). {text}")
         time.sleep(interval)
     return answer
+
+
+@contextlib.contextmanager
+def meanwhile(act: t.Callable[[], object], *, interval: float) -> t.Iterator[None]:
+    """Do something again and again beside the block, in a thread.
+
+    :param act: What to do.
+    :param interval: Seconds between two times.
+    """
+    stopped = threading.Event()
+
+    def repeat() -> None:
+        while not stopped.wait(interval):
+            act()
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def end_well_at_sigterm() -> None:
