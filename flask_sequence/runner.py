@@ -58,6 +58,7 @@ def advance(
     *,
     ignore_due: bool = False,
     limits: Limits | None = None,
+    label: str = "",
     is_shutdown: t.Callable[[BaseException], bool] = lambda error: False,
 ) -> Outcome:
     """Perform the step that a run stands at, and those after it while the burst lasts.
@@ -67,6 +68,7 @@ def advance(
     :param version: The version that the nudge names; of any other nothing is performed.
     :param ignore_due: Whether to perform it before its time.
     :param limits: The time limits of the message that brought the nudge; None: do not compare.
+    :param label: The sequence and the step that the message names in logs, perhaps; a hint.
     :param is_shutdown: Tells the exceptions by which a process is asked to end.
     :return: What came of it, and what is to be published.
     """
@@ -77,6 +79,7 @@ def advance(
             version,
             ignore_due=ignore_due,
             limits=limits,
+            label=label,
             is_shutdown=is_shutdown,
         )
         if isinstance(attempt, Outcome):

@@ -76,11 +76,17 @@ def claim(
     worker_id: str | None,
     pid: int,
     ignore_due: bool = False,
+    expected: t.Mapping[str, str] | None = None,
 ) -> Claim | None:
-    """waiting -> running, if the version is still the run's, and it is due."""
+    """waiting -> running, if the version is still the run's, and it is due.
+
+    :param expected: Where it must stand, too: its sequence, step and queue, without options of
+        its own.
+    """
     returning = connection.dialect.update_returning
-    statement = _claiming(ignore_due=ignore_due, returning=returning)
-    told = {"run": run_id, "held": version, "raised": version + 1}
+    statement = _claiming(ignore_due=ignore_due, returning=returning, checked=tuple(expected or ()))
+    told: dict[str, t.Any] = {"run": run_id, "held": version, "raised": version + 1}
+    told |= {f"at_{name}": value for name, value in (expected or {}).items()}
     result = connection.execute(statement, {**told, "worker": worker_id, "process": pid})
     if returning:
         row = result.one_or_none()
@@ -91,7 +97,7 @@ def claim(
 
 
 @functools.cache
-def _claiming(*, ignore_due: bool, returning: bool) -> sa.Update:
+def _claiming(*, ignore_due: bool, returning: bool, checked: tuple[str, ...]) -> sa.Update:
     statement = UPDATE_BY_ID.where(
         runs.c.id == sa.bindparam("run"),
         runs.c.version == sa.bindparam("held"),
@@ -109,6 +115,11 @@ def _claiming(*, ignore_due: bool, returning: bool) -> sa.Update:
         step_started_at=clock(),
         updated_at=clock(),
     )
+    if checked:
+        # As columns alone they would lead PostgreSQL to other indexes than the primary key.
+        empty: sa.ColumnElement[str] = sa.literal_column("''")
+        met = [runs.c[name].concat(empty) == sa.bindparam(f"at_{name}") for name in checked]
+        statement = statement.where(*met, runs.c.options.is_(sa.null()))
     return statement.returning(*CLAIM_COLUMNS) if returning else statement
 
 

@@ -97,7 +97,7 @@ def _advance(task: t.Any, /, *args: t.Any, **message: t.Any) -> None:
         shown = sanitise(repr({"args": args, **message})[:200])
         logger.warning("Left alone: a message that is no nudge of this version: %s", shown)
         return
-    perform(runtime, *nudge, limits=_limits(task.request))
+    perform(runtime, *nudge, limits=_limits(task.request), label=task.request.shadow or "")
 
 
 def _limits(request: t.Any) -> runner.Limits | None:
@@ -123,6 +123,7 @@ def perform(
     *,
     ignore_due: bool = False,
     limits: runner.Limits | None = None,
+    label: str = "",
 ) -> runner.Outcome:
     """Run the runner for a nudge, and publish what follows.
 
@@ -131,6 +132,7 @@ def perform(
     :param version: The version that the nudge names.
     :param ignore_due: Whether to perform it before its time.
     :param limits: The time limits of the message that brought the nudge; None: do not compare.
+    :param label: The sequence and the step that the message names in logs, perhaps; a hint.
     """
     outcome = runner.advance(
         runtime,
@@ -138,6 +140,7 @@ def perform(
         version,
         ignore_due=ignore_due,
         limits=limits,
+        label=label,
         is_shutdown=_is_shutdown,
     )
     delete_if_ended(runtime, run_id, outcome.status)

@@ -626,13 +626,18 @@ def test_a_move_that_cannot_be_made_leaves_no_claim_behind(
         ({}, (60, None)),
     ],
 )
+@pytest.mark.parametrize("label", ["", "{}.moved", "{}.other", "Unheard.moved"])
 def test_a_step_is_performed_only_by_its_queue_and_limits(
-    stepping: Stepping, options: dict[str, t.Any], limits: tuple[float | None, float | None]
+    stepping: Stepping,
+    options: dict[str, t.Any],
+    limits: tuple[float | None, float | None],
+    label: str,
 ) -> None:
     run_id = stepping.start(make_step(lambda step: note("done"), "moved"))
     make_sequence(make_step(lambda step: note("done"), "moved", **options))
     before = stepping.row(run_id)
-    outcome = stepping.advance(run_id, limits=limits)
+    label = label.format(before.sequence)
+    outcome = stepping.advance(run_id, limits=limits, label=label)
     row, nudge = stepping.row(run_id), outcome.nudge
     assert (row.status, row.attempt, row.started_at) == (Status.WAITING, 0, None)
     assert (stepping.notes(), stepping.history(run_id)) == ([], [])
@@ -644,9 +649,10 @@ def test_a_step_is_performed_only_by_its_queue_and_limits(
         options.get("soft_time_limit"),
     )
     # The one that was out is stale, wherever it comes.
-    assert advance(stepping.runtime, run_id, before.version, limits=limits).status is None
+    again = advance(stepping.runtime, run_id, before.version, limits=limits, label=label)
+    assert again.status is None
     right = (nudge.time_limit, nudge.soft_time_limit)
-    assert stepping.advance(run_id, limits=right).status is Status.FINISHED
+    assert stepping.advance(run_id, limits=right, label=label).status is Status.FINISHED
     assert stepping.notes() == ["done"]
 
 

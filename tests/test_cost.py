@@ -99,13 +99,26 @@ def test_a_step_that_touches_no_session_costs_its_move(bursting: Stepping) -> No
     assert bursting.row(run_id).data["number"] == 3
 
 
-def test_a_stale_nudge_costs_one_statement(bursting: Stepping) -> None:
+def test_a_message_that_names_the_step_spares_the_look(bursting: Stepping) -> None:
     run_id = bursting.start(make_step(lambda step: None, "s0"))
-    version = bursting.row(run_id).version
-    bursting.set(run_id, version=version + 1)
+    label = f"{bursting.row(run_id).sequence}.s0"
     sent = Sent(bursting)
-    assert advance(bursting.runtime, run_id, version).status is None
-    assert sent.verbs == ["SELECT", "COMMIT"]
+    assert bursting.advance(run_id, limits=(None, None), label=label).status is Status.FINISHED
+    claim = ["UPDATE"] if bursting.dialect == "postgresql" else CLAIMS[bursting.dialect]
+    assert sent.verbs[: len(claim) + 1] == [*claim, "COMMIT"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_stale_nudge_costs_a_look(bursting: Stepping, named: bool) -> None:
+    run_id = bursting.start(make_step(lambda step: None, "s0"))
+    row = bursting.row(run_id)
+    bursting.set(run_id, version=row.version + 1)
+    sent = Sent(bursting)
+    label = f"{row.sequence}.s0" if named else ""
+    outcome = advance(bursting.runtime, run_id, row.version, limits=(None, None), label=label)
+    assert outcome.status is None
+    unseen = ["UPDATE"] if named and bursting.dialect == "postgresql" else []
+    assert sent.verbs == [*unseen, "SELECT", "COMMIT"]
 
 
 def test_large_data_travel_once_each_way(bursting: Stepping) -> None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from flask_sequence import Status, queries, store
 from flask_sequence.claims import Claim
 from flask_sequence.database import later
-from flask_sequence.models import runs
+from flask_sequence.models import FORMAT, runs
 from flask_sequence.sessions import own_transaction
 from flask_sequence.status import ACTIVE, MOVES
 from tests.stepping import Stepping, note
@@ -140,6 +140,32 @@ def test_many_runs_at_once(stepping: Stepping) -> None:
     assert listed(sequence="T") == ids[4:2:-1]
     assert listed(sequence="S", limit=1) == [ids[5]]
     assert listed(status=Status.FAILED) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"step": "another"},
+        {"sequence": "another"},
+        {"queue": "another"},
+        {"options": {"priority": 3}},
+        {"due_at": later(60)},
+        {"status": Status.FAILED},
+        {"format": FORMAT + 1},
+    ],
+    ids=str,
+)
+def test_a_run_is_claimed_unseen_only_where_it_is_expected(
+    stepping: Stepping, change: dict[str, t.Any]
+) -> None:
+    run_id = stepping.start(end)
+    row = stepping.row(run_id)
+    stepping.set(run_id, **{"version": 0, **change})
+    expected = {name: getattr(row, name) for name in ("sequence", "step", "queue")}
+    with own_transaction(stepping.runtime) as connection:
+        claim = store.claim(connection, run_id, 0, worker_id="me", pid=1, expected=expected)
+    assert (claim is None) == bool(change)
 
 
 def test_a_move_that_is_not_committed_keeps_nobody_from_another_run(
