@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import typing as t
+from pathlib import Path
 
 import sqlalchemy as sa
 from celery import Celery, Task, chain
@@ -11,6 +12,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from benchmarks.contender import PLACE, Contender, Place, bench_rows
+from flask_sequence.broker import embedded_config
 
 db = SQLAlchemy()
 
@@ -32,7 +34,8 @@ def make_flask(place: Place) -> Flask:
 
 def make_celery(place: Place, late: bool) -> Celery:
     app = Celery("bench")
-    app.conf.update(place.broker or {}, task_ignore_result=True, task_acks_late=late)
+    broker = place.broker or embedded_config(Path(place.folder) / "chain")
+    app.conf.update(broker, task_ignore_result=True, task_acks_late=late)
     if late:
         app.conf.worker_prefetch_multiplier = 1
     app.task(count_up, name="count_up")
