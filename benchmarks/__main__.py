@@ -58,6 +58,7 @@ def read_options(arguments: t.Sequence[str] | None = None) -> argparse.Namespace
     add("--repeats", type=int, default=5)
     add("--total", type=int, default=3000, help="steps of one measurement, about")
     add("--processes", type=int, default=2, help="of each contender's workers")
+    add("--pool", choices=("prefork", "threads"), default="prefork", help="of Celery's workers")
     add("--samples", type=int, default=50, help="of a repeat of latency")
     add("--finished", type=int, default=1_000_000, help="runs that lie in the table")
     add("--backlog", type=int, default=100_000, help="runs that wait")

@@ -83,8 +83,8 @@ class Chain(Contender):
         return {**super().env, "BENCH_LATE": "1" * self.late}
 
     def commands(self) -> list[list[str]]:
-        options = ["-c", str(self.place.processes), "--loglevel", "WARNING"]
-        return [["-m", "celery", "-A", "benchmarks.chain:celery_app", "worker", *options]]
+        app = "benchmarks.chain:celery_app"
+        return [["-m", "celery", "-A", app, "worker", *self.place.worker_options]]
 
     def begin(self, count: int, steps: int) -> None:
         task = self.celery.tasks["insert" if self.inserts else "count_up"]

@@ -39,6 +39,7 @@ class Place:
     :param folder: An empty folder of its own.
     :param processes: How many worker processes there are.
     :param rows: Whether a step inserts a row; else it changes the data only.
+    :param pool: Celery's pool.
     :param settings: ``SEQUENCE_*`` settings that are not the defaults.
     """
 
@@ -47,12 +48,18 @@ class Place:
     folder: str
     processes: int
     rows: bool
+    pool: str = "prefork"
     settings: dict[str, t.Any] = field(default_factory=dict)
 
     @classmethod
     def of_worker(cls) -> t.Self:
         """Read it in a worker process."""
         return cls(**json.loads(os.environ[PLACE]))
+
+    @property
+    def worker_options(self) -> list[str]:
+        """The options of a Celery worker."""
+        return ["-c", str(self.processes), "--pool", self.pool, "--loglevel", "WARNING"]
 
     @property
     def env(self) -> dict[str, str]:
@@ -96,6 +103,7 @@ def new_place(
     *,
     processes: int,
     rows: bool = False,
+    pool: str = "prefork",
     settings: dict[str, t.Any] | None = None,
 ) -> t.Iterator[Place]:
     """Give an empty database, an empty broker and an empty folder.
@@ -104,6 +112,7 @@ def new_place(
     :param broker: The kind of the broker.
     :param processes: How many worker processes there are to be.
     :param rows: Whether a step inserts a row.
+    :param pool: Celery's pool.
     :param settings: ``SEQUENCE_*`` settings that are not the defaults.
     """
     server = SERVERS.get(database)
@@ -117,6 +126,7 @@ def new_place(
                 folder=folder,
                 processes=processes,
                 rows=rows,
+                pool=pool,
                 settings=settings or {},
             )
         finally:

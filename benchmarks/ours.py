@@ -100,8 +100,7 @@ class FlaskSequence(Contender):
 
     def commands(self) -> list[list[str]]:
         app = "benchmarks.ours:create_app"
-        options = ["-c", str(self.place.processes), "--loglevel", "WARNING"]
-        return [["-m", "flask", "--app", app, "sequence", "worker", *options]]
+        return [["-m", "flask", "--app", app, "sequence", "worker", *self.place.worker_options]]
 
     def begin(self, count: int, steps: int) -> None:
         self.start(SEQUENCES[steps, self.place.rows], count, number=0)

@@ -61,7 +61,11 @@ def measure(options: argparse.Namespace, kind: type[Contender], scenario: str, s
     """Measure one contender once, in steps per second."""
     count = min(max(options.total // steps, 2 * options.processes), MOST_RUNS)
     made = new_place(
-        options.database, options.broker, processes=options.processes, rows=scenario == "rows"
+        options.database,
+        options.broker,
+        processes=options.processes,
+        rows=scenario == "rows",
+        pool=options.pool,
     )
     with made as place, kind(place) as contender:
         contender.measure(WARM_UP, short := min(steps, 10))
