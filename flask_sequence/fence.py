@@ -89,7 +89,9 @@ class Fence:
         return session is self.runtime.db.session()
 
     def attach(self, session: Session) -> None:
-        """Stand before the commits of a session."""
+        """Stand before the commits of a session, which is about to need a connection."""
+        if self.runtime.kept is not None:
+            self.runtime.kept.give_back()
         if session.info.get(_FENCE) is not self:
             self._sessions.append(session)
             session.info[_FENCE] = self

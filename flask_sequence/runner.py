@@ -72,23 +72,27 @@ def advance(
     :param is_shutdown: Tells the exceptions by which a process is asked to end.
     :return: What came of it, and what is to be published.
     """
-    with unfenced():
-        attempt = claim_run(
-            runtime,
-            run_id,
-            version,
-            ignore_due=ignore_due,
-            limits=limits,
-            label=label,
-            is_shutdown=is_shutdown,
-        )
-        if isinstance(attempt, Outcome):
-            return attempt
-        attempts = 0
-        while isinstance(attempt, Attempt):
-            attempts += attempt.tries == 0
-            attempt = _make(attempt)
-        return dataclasses.replace(attempt, attempts=attempts)
+    try:
+        with unfenced():
+            attempt = claim_run(
+                runtime,
+                run_id,
+                version,
+                ignore_due=ignore_due,
+                limits=limits,
+                label=label,
+                is_shutdown=is_shutdown,
+            )
+            if isinstance(attempt, Outcome):
+                return attempt
+            attempts = 0
+            while isinstance(attempt, Attempt):
+                attempts += attempt.tries == 0
+                attempt = _make(attempt)
+            return dataclasses.replace(attempt, attempts=attempts)
+    finally:
+        if runtime.kept is not None:
+            runtime.kept.give_back()
 
 
 def _make(attempt: Attempt) -> Attempt | Outcome:

@@ -80,6 +80,8 @@ class Runtime:
     """Whether this process is one of a Celery worker."""
     engine: Engine | None = field(default=None, repr=False)
     """The engine of the runs in a worker; elsewhere tests may replace it at any time."""
+    kept: t.Any = field(default=None, repr=False)
+    """The connection that a process which performs one step at a time keeps through a burst."""
     stop_flag: t.Any = field(default=None, repr=False)
     """A byte that a worker shares with its processes: set once it is asked to stop."""
     number: int = field(default_factory=lambda: next(_numbers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 import typing as t
 
 import sqlalchemy as sa
@@ -15,6 +16,9 @@ from .models import SequenceRun
 from .runtime import Runtime
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
+
+KEPT_SECONDS = 1.0
+"""How long a kept connection may lie unused: after that the pool is asked, which may check it."""
 
 
 def connection_of(session: t.Any) -> sa.Connection:
@@ -34,13 +38,54 @@ def own_transaction(runtime: Runtime) -> t.ContextManager[sa.Connection]:
 
 def own_move(runtime: Runtime) -> t.ContextManager[sa.Connection]:
     """Make a move of a held run beside ``db.session``: on PostgreSQL it is one statement."""
+    if runtime.kept is not None:
+        return t.cast(KeptConnection, runtime.kept).statements()
     bind = _fresh_bind(runtime)
     return (single_statements if bind.dialect.name == "postgresql" else short_transaction)(bind)
 
 
 def own_statements(runtime: Runtime) -> t.ContextManager[sa.Connection]:
     """Run statements beside ``db.session`` that need no transaction."""
+    if runtime.kept is not None:
+        return t.cast(KeptConnection, runtime.kept).statements()
     return single_statements(_fresh_bind(runtime))
+
+
+class KeptConnection:
+    """A connection for single statements that is kept from step to step.
+
+    To take one from the pool, and to give it back, costs as much as the rest of a small step. It is
+    for a process that performs one step at a time, and goes back before ``db.session`` needs one.
+
+    :param engine: The engine of the runs, to PostgreSQL.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._connection: sa.Connection | None = None
+        self._used_at = 0.0
+
+    @contextlib.contextmanager
+    def statements(self) -> t.Iterator[sa.Connection]:
+        """Run statements, each of which sees, and commits, for itself."""
+        if time.monotonic() - self._used_at > KEPT_SECONDS:
+            self.give_back()
+        try:
+            if self._connection is None:
+                self._connection = self._engine.connect()
+                self._connection.execution_options(isolation_level="AUTOCOMMIT")
+            with self._connection.begin():
+                yield self._connection
+        except BaseException:
+            self.give_back()
+            raise
+        self._used_at = time.monotonic()
+
+    def give_back(self) -> None:
+        """Let the pool have it."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
 def _fresh_bind(runtime: Runtime) -> sa.Engine | sa.Connection:

@@ -20,10 +20,12 @@ from .definition import get_sequence, sequence_names
 from .errors import SetupError
 from .keeper import Keeper
 from .runtime import Runtime
+from .sessions import KeptConnection
 from .tasks import known_runtimes, runtime_for
 
 if t.TYPE_CHECKING:
     from celery import Celery
+    from sqlalchemy import Engine
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
@@ -123,6 +125,14 @@ def _on_process_init(**_: t.Any) -> None:
         with runtime.app.app_context():
             for engine in runtime.db.engines.values():
                 engine.dispose(close=False)  # the parent's connections stay the parent's
+        if runtime.engine is not None and _can_keep(runtime.engine):
+            runtime.kept = KeptConnection(runtime.engine)
+
+
+def _can_keep(engine: Engine) -> bool:
+    """Tell whether a process may keep a connection, and steps still find some in the pool."""
+    most = most_connections(engine)
+    return engine.dialect.name == "postgresql" and (most is None or most > 2)
 
 
 @signals.worker_ready.connect(weak=False)

@@ -33,7 +33,7 @@ USERS = {
     | {"testing"},
     "flask_migrate": {"migration"},
     "flask_sqlalchemy": {"extension"},
-    "kombu": {"folders", "transport"},
+    "kombu": {"folders", "publisher", "transport"},
     "sqlalchemy": {
         "claims",
         "columns",

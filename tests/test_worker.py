@@ -20,7 +20,7 @@ from flask_sequence import Status
 from flask_sequence.models import FORMAT
 from flask_sequence.runtime import TASK, runtime_of
 from flask_sequence.testing import drain
-from flask_sequence.worker import _warn_of_connections
+from flask_sequence.worker import _can_keep, _warn_of_connections
 from tests import services
 from tests.application import db
 from tests.conftest import create_tables
@@ -32,6 +32,7 @@ from tests.working import (
     Scene,
     WorkBackend,
     WorkGated,
+    WorkKept,
     WorkTwo,
 )
 
@@ -139,6 +140,37 @@ def test_a_worker_with_more_slots_than_connections_says_so(
     worker = start_worker(scene.source, "-P", "threads", "-c", "16", env=scene.env)
     worker.wait_for("{'pool_size': 16}")
     assert worker.log.count("{'pool_size': 16}") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({}, True),
+        ({"pool_size": 2, "max_overflow": 1}, True),
+        ({"pool_size": 2, "max_overflow": 0}, False),
+        ({"poolclass": NullPool}, True),
+    ],
+)
+def test_a_connection_is_kept_where_the_pool_has_more(
+    make_app: MakeApp, postgresql_url: str, options: dict[str, t.Any], most: bool
+) -> None:
+    app = make_app(postgresql_url, SQLALCHEMY_ENGINE_OPTIONS=options)
+    with app.app_context():
+        assert _can_keep(db.engine) == most
+
+
+def test_a_connection_is_kept_by_processes_that_perform_one_step_at_a_time(
+    make_app: MakeApp,
+    database_url: str,
+    pool: tuple[str, ...],
+    tmp_path: Path,
+    start_worker: StartWorker,
+) -> None:
+    scene = Scene.make(make_app, tmp_path, database_url)
+    start_worker(scene.source, *pool, env=scene.env)
+    assert scene.wait(scene.start(WorkKept)) == [Status.FINISHED]
+    keeps = pool == POOLS["prefork"] and database_url.startswith("postgresql")
+    assert scene.notes() == [str(keeps)]
 
 
 # The keeper's row, and shutdown

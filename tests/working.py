@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from flask_sequence import BaseSequence, SequenceRun, Status, Step
 from flask_sequence.models import Worker as WorkerRow
+from flask_sequence.runtime import current_runtime
 from tests.application import Effect, db
 from tests.waiting import wait_until
 
@@ -119,6 +120,13 @@ class Backend(Noted):
         return f"{os.getpid()} {db.session.scalar(sa.text('select pg_backend_pid()'))}"
 
 
+class Kept(Noted):
+    """Notes whether its process keeps a connection through a burst."""
+
+    def note(self) -> str:
+        return str(current_runtime().kept is not None)
+
+
 class WorkTwo(BaseSequence):
     steps = (First, Second)
 
@@ -145,6 +153,10 @@ class WorkSoft(BaseSequence):
 
 class WorkBackend(BaseSequence):
     steps = (Backend,)
+
+
+class WorkKept(BaseSequence):
+    steps = (Kept,)
 
 
 @dataclass
