@@ -190,6 +190,33 @@ def by_primary_key(statement: sa.Update) -> sa.Update:
     return statement
 
 
+class _Unindexed(sa.sql.functions.FunctionElement[t.Any]):
+    inherit_cache = True
+
+
+@compiles(_Unindexed)
+def _unindexed(element: _Unindexed, compiler: t.Any, **kw: t.Any) -> str:
+    return str(compiler.process(element.clauses, **kw))
+
+
+@compiles(_Unindexed, "postgresql")
+def _unindexed_postgresql(element: _Unindexed, compiler: t.Any, **kw: t.Any) -> str:
+    return f"({compiler.process(element.clauses, **kw)} || '')"
+
+
+def unindexed(column: sa.ColumnElement[t.Any]) -> sa.ColumnElement[t.Any]:
+    """Compare a text without the indexes in which it stands, so that the primary key is used.
+
+    PostgreSQL, which takes no hints, finds a small index as good in a table of which it knows
+    nothing yet, and reads all of it when it has grown.
+
+    :param column: The column.
+    """
+    plain = _Unindexed(column)
+    plain.type = column.type
+    return plain
+
+
 def is_mysql(connection: sa.Connection) -> bool:
     """Tell whether the connection leads to MariaDB or MySQL."""
     return connection.dialect.name in MYSQL

@@ -8,7 +8,7 @@ import typing as t
 import sqlalchemy as sa
 
 from .claims import Claim
-from .database import Prepared, by_primary_key, clock, later
+from .database import Prepared, by_primary_key, clock, later, unindexed
 from .models import runs, step_runs
 from .status import MOVES, Status, StepStatus
 
@@ -39,6 +39,9 @@ class History(t.NamedTuple):
 
 UPDATE_BY_ID: sa.Update = by_primary_key(sa.update(runs))
 """An update of runs by their ids."""
+
+STATUS: sa.ColumnElement[t.Any] = unindexed(runs.c.status)
+"""The status, to be compared in an update by ids."""
 
 
 def move_held(
@@ -114,7 +117,7 @@ def _updating(form: Form) -> sa.Update:
     return UPDATE_BY_ID.where(
         runs.c.id == sa.bindparam("run"),
         runs.c.version == sa.bindparam("held"),
-        runs.c.status == sa.literal_column(f"'{Status.RUNNING}'"),
+        sa.literal_column(f"'{Status.RUNNING}'") == STATUS,
     ).values(
         {
             "status": sa.bindparam("target", type_=runs.c.status.type),

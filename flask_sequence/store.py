@@ -8,9 +8,9 @@ import typing as t
 import sqlalchemy as sa
 
 from .claims import CLAIM_COLUMNS, Claim
-from .database import clock, moment
+from .database import clock, moment, unindexed
 from .models import EMPTIED, FORMAT, runs
-from .statements import NOW, UPDATE_BY_ID, History, In, move_held
+from .statements import NOW, STATUS, UPDATE_BY_ID, History, In, move_held
 from .status import ACTIVE, MOVES, Status, StepStatus
 
 _HANDED_BACK: dict[str, t.Any] = {"worker_id": None, "pid": None, "step_started_at": None}
@@ -101,7 +101,7 @@ def _claiming(*, ignore_due: bool, returning: bool, checked: tuple[str, ...]) ->
     statement = UPDATE_BY_ID.where(
         runs.c.id == sa.bindparam("run"),
         runs.c.version == sa.bindparam("held"),
-        runs.c.status == Status.WAITING,
+        STATUS == Status.WAITING,
         runs.c.format.between(EMPTIED + 1, FORMAT),
         runs.c.due_at.is_not(None) if ignore_due else runs.c.due_at <= clock(),
     ).values(
@@ -116,9 +116,7 @@ def _claiming(*, ignore_due: bool, returning: bool, checked: tuple[str, ...]) ->
         updated_at=clock(),
     )
     if checked:
-        # As columns alone they would lead PostgreSQL to other indexes than the primary key.
-        empty: sa.ColumnElement[str] = sa.literal_column("''")
-        met = [runs.c[name].concat(empty) == sa.bindparam(f"at_{name}") for name in checked]
+        met = [unindexed(runs.c[name]) == sa.bindparam(f"at_{name}") for name in checked]
         statement = statement.where(*met, runs.c.options.is_(sa.null()))
     return statement.returning(*CLAIM_COLUMNS) if returning else statement
 
@@ -233,7 +231,7 @@ def revive(connection: sa.Connection, run_id: int, version: int) -> bool:
 
 def cancel(connection: sa.Connection, run_id: int) -> bool:
     """(any that is not final) -> cancelled."""
-    statement = UPDATE_BY_ID.where(runs.c.id == run_id, runs.c.status.in_(ACTIVE)).values(
+    statement = UPDATE_BY_ID.where(runs.c.id == run_id, STATUS.in_(ACTIVE)).values(
         **_HANDED_BACK,
         status=Status.CANCELLED,
         version=runs.c.version + 1,
@@ -248,7 +246,7 @@ def cancel(connection: sa.Connection, run_id: int) -> bool:
 def redirect(connection: sa.Connection, run_id: int, version: int, *, queue: str) -> bool:
     """waiting -> waiting in another queue, for a nudge that goes where the step is performed."""
     statement = UPDATE_BY_ID.where(
-        runs.c.id == run_id, runs.c.version == version, runs.c.status == Status.WAITING
+        runs.c.id == run_id, runs.c.version == version, STATUS == Status.WAITING
     ).values(queue=queue, version=version + 1, published_at=clock(), updated_at=clock())
     return _moved(connection, statement)
 
@@ -289,7 +287,7 @@ def unblock(connection: sa.Connection, sequence: str, step: str, *, limit: int) 
 def _moving(run_id: int, version: int, source: Status, target: Status) -> sa.Update:
     assert target in MOVES[source]
     return UPDATE_BY_ID.where(
-        runs.c.id == run_id, runs.c.version == version, runs.c.status == source
+        runs.c.id == run_id, runs.c.version == version, source == STATUS
     ).values(status=target, version=version + 1, updated_at=clock())
 
 
@@ -309,7 +307,7 @@ def _move_found(
     assert target in MOVES[source]
     # Not by a subquery: MariaDB would look it up for each row of the table.
     run_ids = list(connection.execute(found).scalars())
-    moved = UPDATE_BY_ID.where(runs.c.id.in_(run_ids), runs.c.status == source).values(
+    moved = UPDATE_BY_ID.where(runs.c.id.in_(run_ids), source == STATUS).values(
         status=target, version=runs.c.version + 1, updated_at=clock(), **values
     )
     return connection.execute(moved).rowcount
@@ -330,7 +328,7 @@ def _moved(connection: sa.Connection, statement: sa.Update) -> bool:
 def mark_published(connection: sa.Connection, run_ids: t.Collection[int]) -> None:
     """Note that nudges for these runs are about to be sent."""
     connection.execute(
-        UPDATE_BY_ID.where(runs.c.id.in_(run_ids), runs.c.status == Status.WAITING).values(
+        UPDATE_BY_ID.where(runs.c.id.in_(run_ids), STATUS == Status.WAITING).values(
             published_at=clock()
         )
     )

@@ -185,6 +185,31 @@ def test_each_statement_of_a_run_and_of_a_sweep_is_served(
             assert plan.split()[1] == "PRIMARY", f"{statement}\n{plan}"
 
 
+def test_runs_are_found_by_their_primary_key_in_a_new_table(postgresql_stepping: Stepping) -> None:
+    """PostgreSQL knows nothing of it yet, and takes any index whose first columns are compared."""
+    stepping = postgresql_stepping
+    before = [stepping.start(first, make_step(second, max_retries=0)) for _ in range(3)]
+
+    def act() -> None:
+        run_id, other, third = before
+        label = f"{stepping.row(run_id).sequence}.first"
+        assert stepping.advance(run_id).status is Status.WAITING
+        assert stepping.advance(run_id).status is Status.FAILED
+        told = {"limits": (None, None), "label": label}
+        assert stepping.advance(other, **told).status is Status.WAITING
+        with stepping.app.app_context():
+            control.find_run(run_id).retry()
+            control.find_run(third).cancel()
+            db.session.commit()
+        sweep.due_nudges(stepping.runtime, stepping.short, ["celery"], 200)
+
+    sent = sent_by(stepping, act)
+    updates = [entry for entry in sent if "UPDATE sequence_runs" in entry[0]]
+    assert len(updates) >= 8
+    for (statement, _), plan in zip(updates, explain(stepping, updates), strict=True):
+        assert "pk_sequence_runs" in plan, f"{statement}\n{plan}"
+
+
 def test_the_steps_of_a_burst_touch_no_index(stepping: Stepping) -> None:
     """PostgreSQL then updates in place: no column that they change stands in an index."""
     if stepping.dialect != "postgresql":
