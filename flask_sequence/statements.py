@@ -40,7 +40,7 @@ class History(t.NamedTuple):
 UPDATE_BY_ID: sa.Update = by_primary_key(sa.update(runs))
 """An update of runs by their ids."""
 
-STATUS: sa.ColumnElement[t.Any] = unindexed(runs.c.status)
+STATUS: t.Any = unindexed(runs.c.status)
 """The status, to be compared in an update by ids."""
 
 
