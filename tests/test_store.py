@@ -154,7 +154,7 @@ def test_many_runs_at_once(stepping: Stepping) -> None:
         {"status": Status.FAILED},
         {"format": FORMAT + 1},
     ],
-    ids=str,
+    ids=lambda change: next(iter(change), "nothing"),
 )
 def test_a_run_is_claimed_unseen_only_where_it_is_expected(
     stepping: Stepping, change: dict[str, t.Any]
