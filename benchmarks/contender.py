@@ -58,8 +58,10 @@ class Place:
 
     @property
     def worker_options(self) -> list[str]:
-        """The options of a Celery worker."""
-        return ["-c", str(self.processes), "--pool", self.pool, "--loglevel", "WARNING"]
+        """The options of a Celery worker; on RabbitMQ each needs a name of its own."""
+        name = f"{Path(self.folder).name}@%h"
+        options = ["-c", str(self.processes), "--pool", self.pool]
+        return [*options, "-n", name, "--loglevel", "WARNING"]
 
     @property
     def env(self) -> dict[str, str]:
