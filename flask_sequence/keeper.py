@@ -23,6 +23,8 @@ logger: logging.Logger = logging.getLogger("flask_sequence")
 
 LOOK_SECONDS = 0.5
 """How often the keeper looks after the children of its worker."""
+HUNGRY_SECONDS = 0.1
+"""How often it looks after the broker while more runs are due than nudges may wait there."""
 SLOTS_AHEAD = 100
 """How many nudges may wait in the broker for each slot of this worker."""
 ORPHANS_AT_ONCE = 500
@@ -91,16 +93,24 @@ class Keeper(threading.Thread):
 
     def run(self) -> None:
         """Look after the worker until it stops."""
-        while not self._stopped.wait(LOOK_SECONDS):
+        look_at, pause = 0.0, LOOK_SECONDS
+        while not self._stopped.wait(pause):
             try:
-                self.look()
+                if self._hungry and time.monotonic() < look_at:
+                    self._refill(half_full=True)
+                else:
+                    look_at = time.monotonic() + LOOK_SECONDS
+                    self.look()
+                pause = HUNGRY_SECONDS if self._hungry else LOOK_SECONDS
             except Exception as error:
+                pause = LOOK_SECONDS
                 self._complain(error)
 
     def stop(self) -> None:
         """Stop, and leave nothing behind: what is still held is free for others."""
         self._stopped.set()
         self.join(timeout=10)
+        self._hungry = False
         with contextlib.suppress(Exception), self._connected():
             self._stop_in_database()
 
@@ -129,8 +139,9 @@ class Keeper(threading.Thread):
         try:
             yield
         finally:
-            with _io_lock:
-                self._engine.dispose()
+            if not self._hungry:
+                with _io_lock:
+                    self._engine.dispose()
 
     @property
     def queues(self) -> dict[str, t.Any]:

@@ -266,3 +266,48 @@ def test_a_look_takes_one_connection_and_leaves_none(make_app: MakeApp, database
     keeper.look()
     assert len(opened) == 1
     assert closed == opened
+
+
+def test_a_hungry_keeper_keeps_its_connection(
+    make_app: MakeApp, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = runtime_of(make_app(sqlite_url))
+    runtime.worker_id = "w"
+    keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
+    opened: list[t.Any] = []
+    closed: list[t.Any] = []
+    sa.event.listen(keeper._engine, "connect", lambda connection, _: opened.append(connection))
+    sa.event.listen(keeper._engine, "close", lambda connection, _: closed.append(connection))
+    monkeypatch.setattr(keeper, "_refill", lambda half_full: setattr(keeper, "_hungry", True))
+    monkeypatch.setattr(keeper, "join", lambda timeout: None)
+    for _ in range(3):
+        keeper.look()
+    assert (len(opened), closed) == (1, [])
+    keeper.stop()
+    assert closed == opened
+
+
+def test_a_hungry_keeper_refills_between_two_looks(
+    make_app: MakeApp, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(keeper_module, "HUNGRY_SECONDS", 0.001)
+    runtime = runtime_of(make_app(sqlite_url))
+    keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
+    refills: list[bool] = []
+    refilled_before: list[int] = []
+
+    def look() -> None:
+        refilled_before.append(len(refills))
+        keeper._hungry = len(refilled_before) < 3
+        if len(refilled_before) == 4:
+            keeper._stopped.set()
+
+    monkeypatch.setattr(keeper, "look", look)
+    monkeypatch.setattr(keeper, "_refill", lambda half_full: refills.append(half_full))
+    keeper.run()
+    first, second, third, fourth = refilled_before
+    assert first == 0
+    assert min(second, third - second) >= 3
+    assert fourth == third  # it was no longer hungry
+    assert all(refills)
