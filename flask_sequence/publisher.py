@@ -229,7 +229,8 @@ class Publisher:
 
 def _keep_client(channel: t.Any) -> None:
     # For each message kombu makes a client anew, which takes a third of the time.
-    channel.Client = functools.cache(channel.Client)
+    if hasattr(channel, "Client"):
+        channel.Client = functools.cache(channel.Client)
 
 
 def _collect(connection: t.Any) -> None:

@@ -40,7 +40,7 @@ class History(t.NamedTuple):
 UPDATE_BY_ID: sa.Update = by_primary_key(sa.update(runs))
 """An update of runs by their ids."""
 
-STATUS: t.Any = unindexed(runs.c.status)
+status_text: t.Any = unindexed(runs.c.status)
 """The status, to be compared in an update by ids."""
 
 
@@ -117,7 +117,7 @@ def _updating(form: Form) -> sa.Update:
     return UPDATE_BY_ID.where(
         runs.c.id == sa.bindparam("run"),
         runs.c.version == sa.bindparam("held"),
-        sa.literal_column(f"'{Status.RUNNING}'") == STATUS,
+        status_text == sa.literal_column(f"'{Status.RUNNING}'"),
     ).values(
         {
             "status": sa.bindparam("target", type_=runs.c.status.type),

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from .claims import CLAIM_COLUMNS, Claim
 from .database import clock, moment, unindexed
 from .models import EMPTIED, FORMAT, runs
-from .statements import NOW, STATUS, UPDATE_BY_ID, History, In, move_held
+from .statements import NOW, UPDATE_BY_ID, History, In, move_held, status_text
 from .status import ACTIVE, MOVES, Status, StepStatus
 
 _HANDED_BACK: dict[str, t.Any] = {"worker_id": None, "pid": None, "step_started_at": None}
@@ -101,7 +101,7 @@ def _claiming(*, ignore_due: bool, returning: bool, checked: tuple[str, ...]) ->
     statement = UPDATE_BY_ID.where(
         runs.c.id == sa.bindparam("run"),
         runs.c.version == sa.bindparam("held"),
-        STATUS == Status.WAITING,
+        status_text == Status.WAITING,
         runs.c.format.between(EMPTIED + 1, FORMAT),
         runs.c.due_at.is_not(None) if ignore_due else runs.c.due_at <= clock(),
     ).values(
@@ -231,7 +231,7 @@ def revive(connection: sa.Connection, run_id: int, version: int) -> bool:
 
 def cancel(connection: sa.Connection, run_id: int) -> bool:
     """(any that is not final) -> cancelled."""
-    statement = UPDATE_BY_ID.where(runs.c.id == run_id, STATUS.in_(ACTIVE)).values(
+    statement = UPDATE_BY_ID.where(runs.c.id == run_id, status_text.in_(ACTIVE)).values(
         **_HANDED_BACK,
         status=Status.CANCELLED,
         version=runs.c.version + 1,
@@ -246,7 +246,7 @@ def cancel(connection: sa.Connection, run_id: int) -> bool:
 def redirect(connection: sa.Connection, run_id: int, version: int, *, queue: str) -> bool:
     """waiting -> waiting in another queue, for a nudge that goes where the step is performed."""
     statement = UPDATE_BY_ID.where(
-        runs.c.id == run_id, runs.c.version == version, STATUS == Status.WAITING
+        runs.c.id == run_id, runs.c.version == version, status_text == Status.WAITING
     ).values(queue=queue, version=version + 1, published_at=clock(), updated_at=clock())
     return _moved(connection, statement)
 
@@ -287,7 +287,7 @@ def unblock(connection: sa.Connection, sequence: str, step: str, *, limit: int) 
 def _moving(run_id: int, version: int, source: Status, target: Status) -> sa.Update:
     assert target in MOVES[source]
     return UPDATE_BY_ID.where(
-        runs.c.id == run_id, runs.c.version == version, source == STATUS
+        runs.c.id == run_id, runs.c.version == version, status_text == source
     ).values(status=target, version=version + 1, updated_at=clock())
 
 
@@ -307,7 +307,7 @@ def _move_found(
     assert target in MOVES[source]
     # Not by a subquery: MariaDB would look it up for each row of the table.
     run_ids = list(connection.execute(found).scalars())
-    moved = UPDATE_BY_ID.where(runs.c.id.in_(run_ids), source == STATUS).values(
+    moved = UPDATE_BY_ID.where(runs.c.id.in_(run_ids), status_text == source).values(
         status=target, version=runs.c.version + 1, updated_at=clock(), **values
     )
     return connection.execute(moved).rowcount
@@ -328,7 +328,7 @@ def _moved(connection: sa.Connection, statement: sa.Update) -> bool:
 def mark_published(connection: sa.Connection, run_ids: t.Collection[int]) -> None:
     """Note that nudges for these runs are about to be sent."""
     connection.execute(
-        UPDATE_BY_ID.where(runs.c.id.in_(run_ids), STATUS == Status.WAITING).values(
+        UPDATE_BY_ID.where(runs.c.id.in_(run_ids), status_text == Status.WAITING).values(
             published_at=clock()
         )
     )
