@@ -217,7 +217,7 @@ def measure_backlog(options: argparse.Namespace, show: Show) -> t.Iterator[Figur
             publisher = publisher_of(runtime_of(ours.app))
             deepest = 0
             with ours:
-                wait_until(lambda: place.ended >= count // 10, LONGEST_SECONDS, interval=0.01)  # noqa: B023
+                wait_until(lambda: place.ended >= count // 2, LONGEST_SECONDS, interval=0.01)  # noqa: B023
                 began, before = time.perf_counter(), place.ended
                 while place.ended < count:
                     deepest = max(deepest, publisher.depth([queue]))

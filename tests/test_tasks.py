@@ -503,7 +503,7 @@ def test_many_nudges_stop_when_the_time_is_up(
 ) -> None:
     app = file_app()
     publisher = publisher_of(runtime_of(app))
-    monkeypatch.setattr(publisher, "_send", lambda nudge, until: time.sleep(0.3))
+    monkeypatch.setattr(publisher, "_send_one", lambda producer, nudge: time.sleep(0.3))
     nudge = Nudge(run_id=1, version=0, label="x", queue="celery")
     began = time.monotonic()
     assert publisher.publish([nudge] * 10) == 4
