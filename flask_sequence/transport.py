@@ -296,12 +296,27 @@ class Transport(virtual.Transport):
         :param connection: The connection, this transport.
         :param loop: The event loop.
         """
-        loop.on_tick.add(self._deliver_all)
+        reader, writer = os.pipe()
+        pid = os.getpid()
+
+        def deliver() -> None:
+            # Celery's pool may have looked for work already, and does so next when something
+            # happens again.
+            if self._deliver_all():
+                os.write(writer, b".")
+
+        loop.add_reader(reader, os.read, reader, 1)
+        loop.on_tick.add(deliver)
         timer = loop.call_repeatedly(self.polling_interval, lambda: None)  # something happens
 
         def leave() -> None:
-            loop.on_tick.discard(self._deliver_all)
+            if os.getpid() != pid:
+                return  # a forked child closes it, too, and shares the poll of its parent
+            loop.on_tick.discard(deliver)
             timer.cancel()
+            loop.remove_reader(reader)
+            os.close(reader)
+            os.close(writer)
 
         self._leave_loop = leave
 
@@ -309,13 +324,17 @@ class Transport(virtual.Transport):
         """Leave the event loop, and close all channels."""
         if self._leave_loop is not None:
             self._leave_loop()
+            self._leave_loop = None
         super().close_connection(connection)
 
-    def _deliver_all(self) -> None:
+    def _deliver_all(self) -> bool:
         cycle: t.Any = self.cycle
+        delivered = False
         with contextlib.suppress(virtual.Empty):
             while True:
                 cycle.get(self._deliver)
+                delivered = True
+        return delivered
 
     def drain_events(  # type: ignore[override]  # as kombu's own
         self, connection: t.Any, timeout: float | None = None

@@ -15,6 +15,7 @@ import typing as t
 
 import pytest
 from kombu import Connection, Consumer, Exchange, Queue
+from kombu.asynchronous import Hub
 
 from flask_sequence import folders, transport
 from flask_sequence.broker import TRANSPORT, embedded_config
@@ -68,6 +69,53 @@ def receive(connection: Connection, queue: str = "mail") -> t.Any:
 def depth(connection: Connection, queue: str = "mail") -> int:
     count: int = channel_of(connection).queue_declare(queue, passive=True).message_count
     return count
+
+
+# ---------------------------------------------------------------------- the event loop
+
+
+@pytest.fixture
+def hub() -> t.Iterator[t.Any]:
+    hub = Hub()
+    yield hub
+    hub.close()
+
+
+def test_a_delivery_lets_the_event_loop_look_again_at_once(
+    connect: t.Callable[..., Connection], hub: t.Any
+) -> None:
+    """What Celery's pool has been given, it writes to a child when the loop comes round."""
+    connection, received = connect(), []
+    queue = Queue("mail", channel=connection.default_channel)
+    with Consumer(connection, [queue], callbacks=[lambda body, _: received.append(body)]):
+        connection.transport.register_with_event_loop(connection.connection, hub)
+        send(connection, 1)
+        assert hub.poller.poll(0) in (None, [])
+        (on_tick,) = hub.on_tick
+        on_tick()
+        assert received == [1]
+        ((wakes, _),) = hub.poller.poll(0)
+        next(hub.create_loop())
+        assert hub.poller.poll(0) in (None, [])
+        connection.transport.close_connection(connection.connection)
+    assert hub.on_tick == set()
+    assert wakes not in hub.readers
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(wakes)
+
+
+def test_a_forked_child_leaves_the_event_loop_of_its_parent_alone(
+    connect: t.Callable[..., Connection], hub: t.Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = connect()
+    connection.transport.register_with_event_loop(connection.connection, hub)
+    leave = connection.transport._leave_loop
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)
+        leave()
+    assert len(hub.on_tick) == len(hub.readers) == 1
+    leave()
+    assert len(hub.on_tick) == len(hub.readers) == 0
 
 
 # ------------------------------------------------------------------ messages and queues
