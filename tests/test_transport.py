@@ -109,7 +109,7 @@ def test_a_forked_child_leaves_the_event_loop_of_its_parent_alone(
 ) -> None:
     connection = connect()
     connection.transport.register_with_event_loop(connection.connection, hub)
-    leave = connection.transport._leave_loop
+    leave = t.cast(t.Any, connection.transport)._leave_loop
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: -1)
         leave()
