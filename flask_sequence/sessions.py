@@ -54,8 +54,9 @@ def own_statements(runtime: Runtime) -> t.ContextManager[sa.Connection]:
 class KeptConnection:
     """A connection for single statements that is kept from step to step.
 
-    To take one from the pool, and to give it back, costs as much as the rest of a small step. It is
-    for a process that performs one step at a time, and goes back before ``db.session`` needs one.
+    To take one from the pool, and to give it back, is a third of the work that a small step takes
+    here. It is for a process that performs one step at a time, and goes back before ``db.session``
+    needs one.
 
     :param engine: The engine of the runs, to PostgreSQL.
     """
