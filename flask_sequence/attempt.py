@@ -152,6 +152,7 @@ def claim_run(
                 sent = expected is not None
                 claim = expected and _claim(runtime, connection, run_id, version, expected=expected)
                 if not claim:
+                    sent = False  # the answer was no
                     row = queries.look(connection, run_id)
                     refused = _refuse(runtime, row, version, ignore_due)
                     if refused is None and limits is not None:

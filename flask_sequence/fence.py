@@ -19,7 +19,7 @@ from .data import encode
 from .database import is_aborted, release_guard, set_guard, short_transaction
 from .errors import ClaimLost, TransactionDoomedError
 from .runtime import Runtime
-from .sessions import bind_of, connection_of, own_move
+from .sessions import bind_of, connection_of, give_back, own_move
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
@@ -90,8 +90,7 @@ class Fence:
 
     def attach(self, session: Session) -> None:
         """Stand before the commits of a session, which is about to need a connection."""
-        if self.runtime.kept is not None:
-            self.runtime.kept.give_back()
+        give_back(self.runtime)
         if session.info.get(_FENCE) is not self:
             self._sessions.append(session)
             session.info[_FENCE] = self

@@ -40,7 +40,7 @@ from .failures import long_text, one_line, sentence
 from .fence import Fence, Move, fenced, unfenced
 from .retry import RetryPolicy
 from .runtime import Runtime
-from .sessions import own_context
+from .sessions import give_back, own_context
 from .status import Status
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
@@ -91,8 +91,7 @@ def advance(
                 attempt = _make(attempt)
             return dataclasses.replace(attempt, attempts=attempts)
     finally:
-        if runtime.kept is not None:
-            runtime.kept.give_back()
+        give_back(runtime)
 
 
 def _make(attempt: Attempt) -> Attempt | Outcome:

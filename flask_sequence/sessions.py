@@ -38,17 +38,24 @@ def own_transaction(runtime: Runtime) -> t.ContextManager[sa.Connection]:
 
 def own_move(runtime: Runtime) -> t.ContextManager[sa.Connection]:
     """Make a move of a held run beside ``db.session``: on PostgreSQL it is one statement."""
-    if runtime.kept is not None:
-        return t.cast(KeptConnection, runtime.kept).statements()
     bind = _fresh_bind(runtime)
-    return (single_statements if bind.dialect.name == "postgresql" else short_transaction)(bind)
+    return _single(runtime, bind) if bind.dialect.name == "postgresql" else short_transaction(bind)
 
 
 def own_statements(runtime: Runtime) -> t.ContextManager[sa.Connection]:
     """Run statements beside ``db.session`` that need no transaction."""
+    return _single(runtime, _fresh_bind(runtime))
+
+
+def _single(runtime: Runtime, bind: sa.Engine | sa.Connection) -> t.ContextManager[sa.Connection]:
+    kept: KeptConnection | None = runtime.kept
+    return single_statements(bind) if kept is None else kept.statements()
+
+
+def give_back(runtime: Runtime) -> None:
+    """Let the pool have the connection that this process keeps, if it does."""
     if runtime.kept is not None:
-        return t.cast(KeptConnection, runtime.kept).statements()
-    return single_statements(_fresh_bind(runtime))
+        runtime.kept.give_back()
 
 
 class KeptConnection:

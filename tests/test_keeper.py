@@ -255,14 +255,20 @@ def test_a_purge_that_is_not_done_goes_on_before_the_next_sweep(
         assert len(looks) == purged
 
 
-def test_a_look_takes_one_connection_and_leaves_none(make_app: MakeApp, database_url: str) -> None:
-    runtime = runtime_of(make_app(database_url))
-    runtime.worker_id = "w"
-    keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
+def record_connections(keeper: Keeper) -> tuple[list[t.Any], list[t.Any]]:
+    """Record the connections that a keeper opens and closes from now on."""
     opened: list[t.Any] = []
     closed: list[t.Any] = []
     sa.event.listen(keeper._engine, "connect", lambda connection, _: opened.append(connection))
     sa.event.listen(keeper._engine, "close", lambda connection, _: closed.append(connection))
+    return opened, closed
+
+
+def test_a_look_takes_one_connection_and_leaves_none(make_app: MakeApp, database_url: str) -> None:
+    runtime = runtime_of(make_app(database_url))
+    runtime.worker_id = "w"
+    keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
+    opened, closed = record_connections(keeper)
     keeper.look()
     assert len(opened) == 1
     assert closed == opened
@@ -274,10 +280,7 @@ def test_a_hungry_keeper_keeps_its_connection(
     runtime = runtime_of(make_app(sqlite_url))
     runtime.worker_id = "w"
     keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
-    opened: list[t.Any] = []
-    closed: list[t.Any] = []
-    sa.event.listen(keeper._engine, "connect", lambda connection, _: opened.append(connection))
-    sa.event.listen(keeper._engine, "close", lambda connection, _: closed.append(connection))
+    opened, closed = record_connections(keeper)
     monkeypatch.setattr(keeper, "_refill", lambda half_full: setattr(keeper, "_hungry", True))
     monkeypatch.setattr(keeper, "join", lambda timeout: None)
     for _ in range(3):

@@ -143,7 +143,7 @@ def test_a_worker_with_more_slots_than_connections_says_so(
 
 
 @pytest.mark.parametrize(
-    ("options", "most"),
+    ("options", "keeps"),
     [
         ({}, True),
         ({"pool_size": 2, "max_overflow": 1}, True),
@@ -152,11 +152,11 @@ def test_a_worker_with_more_slots_than_connections_says_so(
     ],
 )
 def test_a_connection_is_kept_where_the_pool_has_more(
-    make_app: MakeApp, postgresql_url: str, options: dict[str, t.Any], most: bool
+    make_app: MakeApp, postgresql_url: str, options: dict[str, t.Any], keeps: bool
 ) -> None:
     app = make_app(postgresql_url, SQLALCHEMY_ENGINE_OPTIONS=options)
     with app.app_context():
-        assert _can_keep(db.engine) == most
+        assert _can_keep(db.engine) == keeps
 
 
 def test_a_connection_is_kept_by_processes_that_perform_one_step_at_a_time(
