@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks import latency, race, report, scale, worker
 from benchmarks.contender import Show
 from benchmarks.ours import LENGTHS
-from tests.waiting import end_well_at_sigterm
+from tests.support.waiting import end_well_at_sigterm
 
 Scenario = t.Callable[[argparse.Namespace, Show], t.Iterator[report.Figure]]
 SCENARIOS: dict[str, Scenario] = {

@@ -18,8 +18,8 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from tests import services
-from tests.waiting import wait_until
+from tests.support import services
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 LONGEST_SECONDS = 900.0

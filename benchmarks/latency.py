@@ -16,7 +16,7 @@ from benchmarks.chain import Chain
 from benchmarks.contender import Contender, Show, bench_rows, new_place
 from benchmarks.ours import Beginning, FlaskSequence, db
 from benchmarks.report import OURS, Figure
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if t.TYPE_CHECKING:
     from flask import Flask

@@ -19,13 +19,14 @@ from sqlalchemy.pool import NullPool
 from benchmarks.contender import LONGEST_SECONDS, Place, Show, new_place
 from benchmarks.ours import SEQUENCES, FlaskSequence, db
 from benchmarks.report import Figure
-from flask_sequence import Status, upkeep
-from flask_sequence.keeper import Keeper
-from flask_sequence.models import runs
-from flask_sequence.publisher import publisher_of
+from flask_sequence import Status
+from flask_sequence.broker.publisher import publisher_of
+from flask_sequence.rows import upkeep
+from flask_sequence.rows.models import runs
 from flask_sequence.runtime import runtime_of
-from tests.filling import analyze, fill
-from tests.waiting import wait_until
+from flask_sequence.worker.keeper import Keeper
+from tests.support.filling import analyze, fill
+from tests.support.waiting import wait_until
 
 if t.TYPE_CHECKING:
     from flask import Flask

@@ -15,8 +15,8 @@ from benchmarks.chain import Chain
 from benchmarks.contender import Contender, Show, new_place
 from benchmarks.ours import KEPT, Changing, FlaskSequence, Keeping
 from benchmarks.report import OURS, Figure, curves_of
-from tests.waiting import meanwhile, wait_until
-from tests.workers import family_of
+from tests.support.waiting import meanwhile, wait_until
+from tests.support.workers import family_of
 
 SETTLE_SECONDS = 10.0
 """How long a worker is left alone before it counts as idle."""

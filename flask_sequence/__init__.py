@@ -15,6 +15,8 @@
     db.session.commit()      # from here on it runs; after a rollback it never was
 """
 
+from .definition.functions import FunctionStep, step
+from .definition.steps import RunInfo, Step
 from .errors import (
     AsyncStepError,
     ConfigError,
@@ -39,11 +41,9 @@ from .errors import (
     UnknownSequenceError,
 )
 from .extension import Sequence
-from .functions import FunctionStep, step
-from .models import SequenceRun, StepRun
+from .rows.models import SequenceRun, StepRun
 from .sequence import BaseSequence
 from .status import Status, StepStatus
-from .steps import RunInfo, Step
 
 __version__ = "0.1.0"
 

@@ -8,16 +8,16 @@ import typing as t
 from flask import Flask, Response, g
 from flask_sqlalchemy import SQLAlchemy
 
-from . import control
-from . import worker as worker  # connects Celery's signals
 from .cli import sequence_cli
 from .config import Settings
+from .engine import control
+from .engine.transaction import uncommitted
 from .errors import InvalidStepError, SetupError
-from .migration import install_render_item
-from .models import join_metadata
+from .rows.migration import install_render_item
+from .rows.models import join_metadata
 from .runtime import Runtime
-from .tasks import find_celery, publish, register
-from .transaction import uncommitted
+from .worker import signals as signals
+from .worker.task import find_celery, publish, register
 
 if t.TYPE_CHECKING:
     from celery import Celery

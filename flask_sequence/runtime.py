@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from flask import current_app, has_app_context
 
 from .config import Settings
-from .definition import StepOptions
+from .definition.registry import StepOptions
 from .errors import SetupError
 
 if t.TYPE_CHECKING:

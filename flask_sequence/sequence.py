@@ -6,11 +6,11 @@ import dataclasses
 import datetime
 import typing as t
 
-from . import control
-from .control import StartOptions
-from .definition import FunctionStep, SequenceDefinition, Step, define_sequence
+from .definition.registry import FunctionStep, SequenceDefinition, Step, define_sequence
+from .engine import control
+from .engine.control import StartOptions
 from .errors import EmptySequenceError
-from .models import SequenceRun
+from .rows.models import SequenceRun
 
 
 @dataclasses.dataclass(frozen=True)

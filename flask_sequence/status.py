@@ -59,7 +59,7 @@ MOVES: dict[Status, frozenset[Status]] = {
     Status.FINISHED: frozenset(),
     Status.CANCELLED: frozenset(),
 }
-"""The allowed moves; every one of them is a conditional UPDATE in ``store.py``."""
+"""The allowed moves; every one of them is a conditional UPDATE in ``rows.moves``."""
 
 ACTIVE = frozenset(status for status, moves in MOVES.items() if moves)
 """States in which a run keeps its key."""

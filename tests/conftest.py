@@ -9,10 +9,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from tests import services
-from tests.starts import record_published
-from tests.stepping import Stepping
-from tests.workers import Worker, write_module
+from tests.support import services
+from tests.support.starts import record_published
+from tests.support.stepping import Stepping
+from tests.support.workers import Worker, write_module
 
 if t.TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ if t.TYPE_CHECKING:
     from flask import Flask
 
     from flask_sequence.runtime import Nudge
-    from tests.services import Broker
+    from tests.support.services import Broker
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
 BROKERS = ("embedded", "redis", "rabbitmq")
@@ -28,7 +28,7 @@ BROKERS = ("embedded", "redis", "rabbitmq")
 
 def create_tables(database_url: str) -> None:
     """Create the tables of flask-sequence, and ``effects``, in an empty database."""
-    from tests.application import create_app, db
+    from tests.support.application import create_app, db
 
     create_app(database_url)  # makes the tables known to the metadata; connects to nothing
     engine = sa.create_engine(database_url, poolclass=NullPool)
@@ -117,11 +117,11 @@ def broker_url(broker: Broker) -> str | None:
 
 @pytest.fixture
 def make_app(tmp_path: Path) -> t.Iterator[t.Callable[..., Flask]]:
-    """The function that makes an application, as ``tests.application.create_app``.
+    """The function that makes an application, as ``tests.support.application.create_app``.
 
     Its connections are closed at the end.
     """
-    from tests.application import close_app, create_app
+    from tests.support.application import close_app, create_app
 
     apps: list[Flask] = []
 
@@ -145,8 +145,8 @@ def app(make_app: t.Callable[..., Flask], database_url: str) -> Flask:
 def start_worker(tmp_path: Path) -> t.Iterator[t.Callable[..., Worker]]:
     """The function that starts a worker process for the source of a module, and waits for it.
 
-    The arguments are those of ``tests.workers.Worker`` after the folder; the first may be the
-    source of the module instead of its name. What still runs at the end is killed.
+    The arguments are those of ``tests.support.workers.Worker`` after the folder; the first may be
+    the source of the module instead of its name. What still runs at the end is killed.
     """
     started: list[Worker] = []
 

@@ -11,49 +11,63 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "flask_sequence"
 
-MODULES = """
-    errors status config retry data options callables steps functions definition failures columns
-    database database_errors runtime models readonly claims queries statements store upkeep sessions
-    transaction fence control sequence attempt runner sweep folders transport broker publisher
-    repeats tasks share children keeper worker migration cli extension testing __init__
-"""
-LAYOUT = MODULES.split()
-"""A module imports only what stands before it."""
+FLOORS = (
+    ("errors", "status", "failures"),
+    ("config",),
+    ("definition",),
+    ("runtime",),
+    ("rows",),
+    ("broker",),
+    ("engine",),
+    ("worker",),
+    ("sequence",),
+    ("testing",),
+    ("cli",),
+    ("extension",),
+    ("__init__",),
+)
+"""The rooms and the modules beside them, from the ground up: data goes downwards, imports too."""
+
+ROOMS = {
+    "definition": "callables retry options data steps functions registry",
+    "rows": "driver_errors columns dialects models readonly claims reads statements moves upkeep"
+    " migration",
+    "broker": "folders transport embedded share publisher",
+    "engine": "sessions transaction fence control attempt runner",
+    "worker": "children repeats sweep task keeper signals",
+    "testing": "draining",
+    "cli": "text group migration worker runs",
+}
+"""The modules of each room: one imports only those of its room that stand before it."""
 
 USERS = {
-    "alembic": {"migration"},
-    "asgiref": {"steps"},
-    "celery": {"broker", "children", "publisher", "repeats", "retry", "share", "tasks"}
-    | {"worker"},
+    "alembic": {"rows.migration"},
+    "asgiref": {"definition.steps"},
+    "celery": {"definition.retry", "broker", "worker"},
     "click": {"cli"},
-    "flask": {"broker", "cli", "extension", "fence", "migration", "runtime", "sessions", "tasks"}
-    | {"testing"},
-    "flask_migrate": {"migration"},
+    "flask": {"broker", "cli", "engine", "extension", "rows.migration", "runtime", "testing"}
+    | {"worker"},
+    "flask_migrate": {"rows.migration"},
     "flask_sqlalchemy": {"extension"},
-    "kombu": {"folders", "publisher", "transport"},
-    "sqlalchemy": {
-        "claims",
-        "columns",
-        "database",
-        "database_errors",
-        "fence",
-        "migration",
-        "models",
-        "queries",
-    }
-    | {"readonly", "sessions", "statements", "store", "transaction", "upkeep"},
-    "typing_extensions": {"steps"},
+    "kombu": {"broker"},
+    "sqlalchemy": {"rows", "engine"},
+    "typing_extensions": {"definition.steps"},
 }
-"""Which modules may import which package, when they run."""
+"""Which rooms or modules may import which package, when they run."""
 
 STATEMENTS = {"delete", "insert", "select", "text", "update"}
-STORES = {"database", "queries", "statements", "store", "upkeep"}
-"""Where statements stand: reads, moves, deletions; in ``database`` what tells databases apart."""
 
-TREES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glob("*.py")}
+
+def module_name(path: Path) -> str:
+    """Name a module by its path in the package; a room by its own name."""
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+TREES = {module_name(path): ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
 
 DefinitionT = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 DocumentT = ast.Module | DefinitionT
@@ -65,7 +79,11 @@ class Import(t.NamedTuple):
     package: str
     """The package; empty for a module of our own."""
     names: tuple[str, ...]
-    """What is imported from it; of our own package, the modules."""
+    """What is imported from it."""
+    level: int
+    """How many dots stand before it."""
+    path: str
+    """The module, after the dots."""
     is_typing: bool
     """Whether only a type checker imports it."""
     is_hidden: bool
@@ -77,13 +95,12 @@ def imports_of(node: ast.AST, *, typing: bool = False, hidden: bool = False) -> 
     found: list[Import] = []
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
-            found += [Import(a.name.split(".")[0], (), typing, hidden) for a in child.names]
+            names = [alias.name for alias in child.names]
+            found += [Import(name.split(".")[0], (), 0, name, typing, hidden) for name in names]
         elif isinstance(child, ast.ImportFrom):
-            names = tuple(alias.name for alias in child.names)
-            if child.level and child.module:
-                names = (child.module,)
-            package = "" if child.level else (child.module or "").split(".")[0]
-            found.append(Import(package, names, typing, hidden))
+            imported, path = tuple(alias.name for alias in child.names), child.module or ""
+            package = "" if child.level else path.split(".")[0]
+            found.append(Import(package, imported, child.level, path, typing, hidden))
         is_typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
         is_hidden = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         found += imports_of(child, typing=typing or is_typing, hidden=hidden or is_hidden)
@@ -102,22 +119,63 @@ def public_things(node: ast.Module | ast.ClassDef, name: str) -> t.Iterator[tupl
             yield f"{name}.{child.name}", child
 
 
+def room_of(module: str) -> str:
+    """Give the room of a module; one that stands in none is a room of its own."""
+    return module.partition(".")[0]
+
+
+def floor_of(module: str) -> int:
+    """Count the floor on which the room of a module stands."""
+    return next(number for number, rooms in enumerate(FLOORS) if room_of(module) in rooms)
+
+
+def own_imports(module: str) -> set[str]:
+    """Give the modules of the package that a module imports."""
+    inside = "." in module or module in ROOMS
+    here = [room_of(module)] if inside else []
+    found = set()
+    for item in imports_of(TREES[module]):
+        if item.package or item.is_typing:
+            continue
+        base = [*here[: len(here) + 1 - item.level], *filter(None, item.path.split("."))]
+        for name in item.names:
+            candidates = (".".join([*base, name]), ".".join(base))
+            found |= {next(name for name in candidates if name in TREES)}
+    return found
+
+
 def test_every_module_stands_in_the_layout() -> None:
-    assert sorted(TREES) == sorted(LAYOUT)
+    inside = {f"{room}.{name}" for room, names in ROOMS.items() for name in names.split()}
+    assert set(TREES) == inside | {room for rooms in FLOORS for room in rooms}
 
 
 @pytest.mark.parametrize("module", TREES)
-def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
-    above = LAYOUT[: LAYOUT.index(module)]
-    own = [name for item in imports_of(TREES[module]) if not item.package for name in item.names]
-    assert [name for name in own if name not in above] == []
+def test_a_room_imports_none_that_stands_above_it(module: str) -> None:
+    others = {name for name in own_imports(module) if room_of(name) != room_of(module)}
+    assert [name for name in sorted(others) if floor_of(name) >= floor_of(module)] == []
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if "." in name])
+def test_a_module_imports_those_of_its_room_that_stand_before_it(module: str) -> None:
+    room, _, name = module.partition(".")
+    order = ROOMS[room].split()
+    mine = {other for other in own_imports(module) if room_of(other) == room and other != room}
+    before = order[: order.index(name)]
+    assert [other for other in sorted(mine) if other.partition(".")[2] not in before] == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_each_room_says_what_it_is_for(room: str) -> None:
+    told = (ast.get_docstring(TREES[room]) or "").splitlines()
+    assert 1 <= len(told) <= 4
 
 
 @pytest.mark.parametrize("module", TREES)
 def test_a_package_is_imported_only_where_it_belongs(module: str) -> None:
     packages = {i.package for i in imports_of(TREES[module]) if i.package and not i.is_typing}
     foreign = packages - sys.stdlib_module_names
-    assert [name for name in sorted(foreign) if module not in USERS.get(name, ())] == []
+    places = {module, room_of(module)}
+    assert [name for name in sorted(foreign) if not places & USERS.get(name, set())] == []
 
 
 @pytest.mark.parametrize("module", TREES)
@@ -139,16 +197,13 @@ def statements_in(module: str, kinds: t.Collection[str] = STATEMENTS) -> list[st
     return found
 
 
-@pytest.mark.parametrize("module", sorted(set(TREES) - STORES))
-def test_statements_stand_in_few_modules(module: str) -> None:
-    # A partial index says in SQL which rows it holds; it is part of the table.
-    partial = ("status = ", "IS NOT NULL") if module == "models" else ()
-    found = statements_in(module)
-    assert [text for text in found if not any(word in text for word in partial)] == []
+@pytest.mark.parametrize("module", [name for name in TREES if room_of(name) != "rows"])
+def test_statements_stand_in_one_room(module: str) -> None:
+    assert statements_in(module) == []
 
 
-def test_a_query_changes_nothing() -> None:
-    assert statements_in("queries", STATEMENTS - {"select"}) == []
+def test_a_read_changes_nothing() -> None:
+    assert statements_in("rows.reads", STATEMENTS - {"select"}) == []
 
 
 def sets_status(module: str) -> bool:
@@ -158,8 +213,8 @@ def sets_status(module: str) -> bool:
     return any(keyword.arg == "status" for call in values for keyword in call.keywords)
 
 
-def test_every_move_of_a_run_stands_in_the_store() -> None:
-    assert [module for module in TREES if sets_status(module)] == ["store"]
+def test_every_move_of_a_run_stands_in_one_module() -> None:
+    assert [module for module in TREES if sets_status(module)] == ["rows.moves"]
 
 
 @pytest.mark.parametrize("module", TREES)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 ON = ("--database", "sqlite", "--broker", "embedded", "--brokers", "embedded", "--repeats", "1")

@@ -8,9 +8,11 @@ import typing as t
 import pytest
 
 import flask_sequence
-from flask_sequence import broker, config, sequence, testing
+from flask_sequence import config, sequence
+from flask_sequence.broker import embedded
+from flask_sequence.testing import draining
 
-MORE = (broker.embedded_config, config.Settings, sequence.PreparedSequence, testing.drain)
+MORE = (embedded.embedded_config, config.Settings, sequence.PreparedSequence, draining.drain)
 NOTHING = ("None", "t.NoReturn", inspect.Signature.empty)
 
 

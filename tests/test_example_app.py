@@ -24,9 +24,9 @@ from example_app.models import Member, Message, now
 from example_app.sequences import AssignMember, ContactForm, CreateMessage
 from flask_sequence import SequenceRun, Status, StepRun, StepStatus
 from flask_sequence.testing import drain
-from tests import services
-from tests.application import close_app
-from tests.workers import ROOT
+from tests.support import services
+from tests.support.application import close_app
+from tests.support.workers import ROOT
 
 if t.TYPE_CHECKING:
     from email.message import EmailMessage

@@ -28,10 +28,10 @@ from flask_sequence import (
 from flask_sequence.broker import embedded_config
 from flask_sequence.runtime import TASK, current_runtime, runtime_of
 from flask_sequence.testing import drain
-from tests import application
-from tests.application import close_app, create_app
-from tests.waiting import wait_until
-from tests.workers import ROOT
+from tests.support import application
+from tests.support.application import close_app, create_app
+from tests.support.waiting import wait_until
+from tests.support.workers import ROOT
 
 if t.TYPE_CHECKING:
     from pathlib import Path

@@ -19,12 +19,12 @@ import flask_sequence
 from flask_sequence import SequenceError
 from flask_sequence.cli import sequence_cli
 from flask_sequence.config import Settings
-from flask_sequence.options import OPTIONS, StepOptions
+from flask_sequence.definition.options import OPTIONS, StepOptions
 from flask_sequence.status import MOVES, Status
-from tests.waiting import wait_until
-from tests.workers import Worker
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 PAGES = sorted([README, ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])

@@ -11,8 +11,8 @@ from flask import Flask
 import flask_sequence
 from flask_sequence import BaseSequence, EmptySequenceError, SequenceRun
 from flask_sequence.sequence import PreparedSequence
-from tests.application import db
-from tests.starts import First, Second, TwoSteps
+from tests.support.application import db
+from tests.support.starts import First, Second, TwoSteps
 
 MakeApp = t.Callable[..., Flask]
 

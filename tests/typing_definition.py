@@ -6,7 +6,7 @@ import typing as t
 import uuid
 from typing import assert_type
 
-from flask_sequence.definition import FunctionStep, RunInfo, Step, step
+from flask_sequence.definition.registry import FunctionStep, RunInfo, Step, step
 
 
 class Order(t.TypedDict, total=False):

@@ -16,13 +16,13 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from flask_sequence import SequenceRun, Status
-from tests import services
-from tests.application import Effect, close_app, create_app, db
 from tests.conftest import create_tables
 from tests.crash.sequences import OTHER, marks
-from tests.waiting import wait_until
-from tests.workers import Worker, write_module
-from tests.working import Scene
+from tests.support import services
+from tests.support.application import Effect, close_app, create_app, db
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker, write_module
+from tests.support.working import Scene
 
 MORE = """
 from tests.crash import points

@@ -13,8 +13,8 @@ from tests.crash.arena import WAIT_SECONDS, Arena, Ended, Setting, open_arena
 from tests.crash.points import EXIT
 from tests.crash.report import Result, Show
 from tests.crash.sequences import CrashApart, CrashBinds, CrashLooped, CrashPlain, CrashQuiet
-from tests.waiting import wait_until
-from tests.workers import Worker
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
 
 WAYS = ("exit", "kill")
 """The process ends by itself, by ``os._exit``; or stands still and gets SIGKILL from outside."""

@@ -14,11 +14,13 @@ import typing as t
 
 import sqlalchemy as sa
 
-from flask_sequence import Step, runner, tasks
-from flask_sequence.attempt import Attempt
-from flask_sequence.fence import Fence
+from flask_sequence import Step
+from flask_sequence.engine import runner
+from flask_sequence.engine.attempt import Attempt
+from flask_sequence.engine.fence import Fence
+from flask_sequence.worker import task
 from tests.crash.sequences import HELD_SECONDS, note
-from tests.working import folder
+from tests.support.working import folder
 
 EXIT = 9
 """The exit code of a process that ends at a point by itself."""
@@ -69,7 +71,7 @@ def install() -> None:
     _wrap(Fence, "before_commit", _fence_before_commit)
     _wrap(Fence, "after_commit", _fence_after_commit)
     _wrap(Fence, "_move_alone", _fence_move_alone)
-    _wrap(tasks, "publish", _publish)
+    _wrap(task, "publish", _publish)
     sa.event.listen(sa.Engine, "commit", _commit)
 
 

@@ -9,9 +9,9 @@ import sqlalchemy as sa
 from flask import current_app
 
 from flask_sequence import BaseSequence, Step
-from tests.application import Effect, db
-from tests.waiting import wait_until
-from tests.working import folder, note_attempt
+from tests.support.application import Effect, db
+from tests.support.waiting import wait_until
+from tests.support.working import folder, note_attempt
 
 OTHER = "other"
 """The key of the second bind."""

@@ -15,8 +15,8 @@ from tests.crash.sequences import (
     CrashPlain,
     CrashWrote,
 )
-from tests.waiting import wait_until
-from tests.workers import Worker
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker
 
 REFUSED = "no longer held by this process"
 SORTS = {

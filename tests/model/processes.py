@@ -11,7 +11,7 @@ import typing as t
 
 from greenlet import getcurrent, greenlet
 
-from flask_sequence.tasks import perform
+from flask_sequence.worker.task import perform
 
 if t.TYPE_CHECKING:
     from flask_sequence.runtime import Nudge, Runtime

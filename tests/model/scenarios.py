@@ -12,16 +12,16 @@ import typing as t
 
 import sqlalchemy as sa
 
-from flask_sequence.models import step_runs
+from flask_sequence.rows.models import step_runs
 from flask_sequence.testing import drain
-from tests.application import Effect, db
 from tests.model.ledger import Books, problems, unfinished
 from tests.model.processes import Behaviour, How, Point, Stop
 from tests.model.simulation import Simulation
 from tests.model.workers import LEASE, SimulatedWorker
-from tests.stepping import Stepping, make_step
-from tests.waiting import wait_until
-from tests.working import Scene, WorkGated
+from tests.support.application import Effect, db
+from tests.support.stepping import Stepping, make_step
+from tests.support.waiting import wait_until
+from tests.support.working import Scene, WorkGated
 
 AT_FIRST_BODY = Stop(Point.BODY, 1, How.STAND)
 AT_SECOND_BODY = Stop(Point.BODY, 2, How.STAND)

@@ -16,11 +16,12 @@ from types import SimpleNamespace
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from flask_sequence import SequenceRun, Status, attempt, keeper, runner
-from flask_sequence.data import decode_text
-from flask_sequence.keeper import keeper_engine
+from flask_sequence import SequenceRun, Status
+from flask_sequence.definition.data import decode_text
+from flask_sequence.engine import attempt, runner
 from flask_sequence.runtime import Nudge, Runtime, runtime_of
-from tests.application import close_app, create_app, db
+from flask_sequence.worker import keeper
+from flask_sequence.worker.keeper import keeper_engine
 from tests.model.ledger import Books, Moved, problems
 from tests.model.processes import (
     Behaviour,
@@ -42,6 +43,7 @@ from tests.model.steps import (
     define,
 )
 from tests.model.workers import LEASE, Broker, SimulatedWorker
+from tests.support.application import close_app, create_app, db
 
 if t.TYPE_CHECKING:
     from pathlib import Path

@@ -5,8 +5,8 @@ from __future__ import annotations
 import typing as t
 
 from flask_sequence import BaseSequence, Step
-from tests.application import Effect, db
 from tests.model.processes import Behaviour, Point, current_process
+from tests.support.application import Effect, db
 
 CHECKPOINTS = {Behaviour.CHECKPOINT, Behaviour.GUARDED, Behaviour.RAISE_LATE}
 FAILURES = {Behaviour.RAISE, Behaviour.RAISE_LATE, Behaviour.RETRY, Behaviour.FAIL}

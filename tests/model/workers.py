@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 from kombu import Queue
 
-from flask_sequence.keeper import Keeper
 from flask_sequence.runtime import Nudge, Runtime
+from flask_sequence.worker.keeper import Keeper
 from tests.model.processes import Point, Process, current_process
 
 if t.TYPE_CHECKING:

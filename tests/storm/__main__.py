@@ -12,7 +12,7 @@ import pytest
 from tests.storm import report
 from tests.storm.place import Options
 from tests.storm.storm import run_storm
-from tests.waiting import end_well_at_sigterm
+from tests.support.waiting import end_well_at_sigterm
 
 CHOICES = {
     "database": ("postgresql", "mariadb", "sqlite"),

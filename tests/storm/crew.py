@@ -8,8 +8,8 @@ import signal
 import typing as t
 from pathlib import Path
 
-from tests.waiting import wait_until
-from tests.workers import Worker, write_module
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker, write_module
 
 SOURCES = {
     False: """

@@ -12,8 +12,8 @@ from pathlib import Path
 import redis
 from kombu import Connection, Queue
 
-from tests import services
-from tests.servers import (
+from tests.support import services
+from tests.support.servers import (
     MariaDBServer,
     PostgreSQLServer,
     RabbitMQServer,

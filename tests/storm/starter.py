@@ -18,7 +18,7 @@ from tests.storm import celery_chain
 from tests.storm.place import BEGAN, Place, this_place
 from tests.storm.sequences import Storm
 from tests.storm.tables import StormStart, db, first_data, make_app
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 PAUSE_SECONDS = 0.2
 """How long to wait after a transaction that failed."""

@@ -13,7 +13,6 @@ import typing as t
 from dataclasses import replace
 from pathlib import Path
 
-from tests.application import close_app
 from tests.storm.checker import check
 from tests.storm.crew import Crew
 from tests.storm.ledger import Reader
@@ -23,8 +22,9 @@ from tests.storm.progress import Progress
 from tests.storm.report import Result
 from tests.storm.servers import open_broker, open_database
 from tests.storm.tables import make_tables
-from tests.waiting import wait_until
-from tests.workers import ROOT
+from tests.support.application import close_app
+from tests.support.waiting import wait_until
+from tests.support.workers import ROOT
 
 POLL_SECONDS = 1.0
 START_SECONDS = 60.0

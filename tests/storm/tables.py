@@ -12,9 +12,9 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool
 
-from tests.application import create_app
 from tests.storm.checker import first_value, next_value
 from tests.storm.place import Place
+from tests.support.application import create_app
 
 
 class Base(DeclarativeBase):

@@ -1,0 +1,127 @@
+"""The embedded broker, which needs no server, and the Celery app of who has none."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+import typing as t
+import weakref
+
+from celery import Celery, Task, _state
+from flask import Flask
+
+from .transport import POLLING_SECONDS
+
+TRANSPORT = "flask_sequence.broker.transport:Transport"
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
+
+_made: weakref.WeakSet[Celery] = weakref.WeakSet()
+_to_warn: weakref.WeakSet[Celery] = weakref.WeakSet()
+
+
+def embedded_config(folder: pathlib.Path) -> dict[str, t.Any]:
+    """Give the Celery settings for a broker that needs no server.
+
+    Publishers and workers must run on one machine, as one user, with the same folder.
+
+    :param folder: Where the messages are kept; created with mode 0700 when first used.
+    :return: A mapping for ``app.config["CELERY"]`` or ``celery.config_from_object``.
+
+    .. versionadded:: 0.1
+    """
+    folder = folder.absolute()
+    messages = str(folder / "messages")
+    return {
+        "broker_url": "filesystem://",
+        # By its path and not by an alias: a worker finds it whatever it has imported.
+        "broker_transport": TRANSPORT,
+        "broker_transport_options": {
+            "data_folder_in": messages,
+            "data_folder_out": messages,
+            "control_folder": str(folder / "exchanges"),
+            "polling_interval": POLLING_SECONDS,
+        },
+        "broker_connection_retry_on_startup": True,
+        "task_ignore_result": True,
+        # SIGKILL loses what a worker holds in advance.
+        "worker_prefetch_multiplier": 1,
+    }
+
+
+def make_celery(app: Flask) -> Celery:
+    """Make the Celery app of a Flask app that has none, as Flask's documentation does.
+
+    Its settings are ``app.config["CELERY"]``; without them, the broker that Celery's own
+    environment variables name (``CELERY_BROKER_URL``); without these, the embedded broker in the
+    instance folder. Tasks run in an app context.
+
+    It becomes Celery's default app, so that ``shared_task`` works, unless the process has a
+    Celery app that somebody else made: then it is used by flask-sequence only.
+
+    :param app: The Flask app.
+    :return: The Celery app, also in ``app.extensions["celery"]``.
+
+    .. versionadded:: 0.1
+    """
+    celery = Celery(app.name, task_cls=_context_task(app), set_as_current=False)
+    config = app.config.get("CELERY")
+    if config:
+        celery.config_from_object(config)
+    elif _broker_in_environment():
+        celery.config_from_object(
+            {"broker_connection_retry_on_startup": True, "task_ignore_result": True}
+        )
+    else:
+        folder = pathlib.Path(app.instance_path) / "sequence_broker"
+        celery.config_from_object(embedded_config(folder))
+        _to_warn.add(celery)
+    if not _process_has_own_celery():
+        celery.set_default()
+    _made.add(celery)
+    app.extensions["celery"] = celery
+    return celery
+
+
+def _context_task(app: Flask) -> type[Task[..., t.Any]]:
+    class ContextTask(Task):  # type: ignore[type-arg]  # Task[...] needs Celery 5.7
+        def __call__(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+            with app.app_context():
+                return self.run(*args, **kwargs)
+
+    return ContextTask
+
+
+def _broker_in_environment() -> bool:
+    names = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
+    return any(os.environ.get(name) for name in names)
+
+
+def _process_has_own_celery() -> bool:
+    """Tell whether there is an app that is neither one of ours nor Celery's own stopgap."""
+    state: t.Any = _state
+    current = state._tls.current_app or state.default_app
+    return current is not None and current not in _made and current.main != "default"
+
+
+def warn_embedded(app: Flask) -> None:
+    """Log once that an app publishes through the embedded broker, outside debug and testing.
+
+    :param app: The Flask app, when it publishes.
+
+    .. versionadded:: 0.1
+    """
+    celery: t.Any = app.extensions.get("celery")
+    if celery is None or celery not in _to_warn or celery.current_worker_task:
+        return
+    if app.debug or app.testing:
+        return
+    _to_warn.discard(celery)
+    logger.warning(
+        "flask-sequence publishes through files in %s, for a single machine and user. For"
+        ' production name a broker: app.config["CELERY"] = {"broker_url": "redis://..."}, or set'
+        " CELERY_BROKER_URL; or pass your Celery app to Sequence(celery=...). To keep the files"
+        ' knowingly: app.config["CELERY"] = flask_sequence.broker.embedded_config(folder).',
+        pathlib.Path(app.instance_path) / "sequence_broker",
+    )

@@ -1,0 +1,56 @@
+"""The group of commands, and what they share."""
+
+from __future__ import annotations
+
+import typing as t
+
+import click
+from flask import Flask, current_app
+from flask.cli import AppGroup, ScriptInfo
+
+from ..errors import SequenceError
+from ..rows.driver_errors import NO_ANSWER
+from ..runtime import runtime_of
+from ..worker.signals import import_sequences
+from .text import escape
+
+
+class SequenceGroup(AppGroup):
+    """Imports the application's sequences before a command, and tells errors in one line."""
+
+    def invoke(self, ctx: click.Context) -> t.Any:
+        """Run a command."""
+        try:
+            import_sequences(runtime_of(load_application(ctx)))
+            return super().invoke(ctx)
+        except SequenceError as error:
+            raise click.ClickException(escape(str(error))) from error
+        except NO_ANSWER as error:
+            told = " ".join(str(error.orig).split())
+            raise click.ClickException(
+                f"The database does not answer: {escape(told)}. Is its server running, and does"
+                " SQLALCHEMY_DATABASE_URI lead to it?"
+            ) from error
+
+
+def load_application(ctx: click.Context) -> Flask:
+    """Load the application that the command is for."""
+    return ctx.ensure_object(ScriptInfo).load_app()
+
+
+def current_application() -> Flask:
+    """Give the application of the command that is running."""
+    return t.cast("Flask", current_app._get_current_object())  # type: ignore[attr-defined]
+
+
+@click.group("sequence", cls=SequenceGroup)
+def sequence_cli() -> None:
+    """Run sequences: their tables, their worker, their runs.
+
+    \b
+    Examples:
+      flask sequence init && flask db upgrade
+      flask sequence worker -c 4
+      flask sequence start ContactForm name=Joel age:=41
+      flask sequence list --status failed
+    """

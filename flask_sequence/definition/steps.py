@@ -1,0 +1,316 @@
+"""Step: one unit of a sequence, checked when its class is defined."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.util
+import inspect
+import reprlib
+import sys
+import typing as t
+import uuid
+
+from typing_extensions import TypeVar
+
+from ..errors import (
+    AsyncStepError,
+    FailInterrupt,
+    FinishInterrupt,
+    Interrupt,
+    InvalidOptionError,
+    InvalidStepError,
+    ReservedNameError,
+    RetryInterrupt,
+    StepInterrupted,
+    UnknownOptionError,
+)
+from .callables import check_function, check_result, takes
+from .data import decode_text, encode
+from .options import (
+    CELERY_HANDLERS,
+    CELERY_OPTIONS,
+    OPTIONS,
+    StepOptions,
+    check_name,
+    near_miss,
+    seconds_problem,
+    unknown_option,
+)
+
+DataT = TypeVar("DataT", default=dict[str, t.Any])
+
+RESERVED: t.Mapping[str, str] = {
+    "_check_end": "Give yours another name.",
+    "_interrupt": "Give yours another name.",
+    "_prepare": "Give yours another name.",
+    "attempt": "Give yours another name.",
+    "call": "Give yours another name.",
+    "data": "Give yours another name; to type self.data inherit from Step[YourTypedDict].",
+    "fail": "Give yours another name.",
+    "finish": "Give yours another name.",
+    "idempotency_key": "Give yours another name.",
+    "retry": "Give yours another name; how often a step is retried is its option max_retries.",
+    "run": "Give yours another name; what the step does stands in perform().",
+}
+"""The names that a step class must not set, each with what to do instead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunInfo:
+    """What a step knows of its run.
+
+    :param id: The run's id; ``None`` under :meth:`Step.call`.
+    :param uid: Stable and unique, also among the runs that are deleted.
+    :param sequence: The name of the sequence; empty under :meth:`Step.call`.
+    :param key: The key from ``set(key=...)``, or ``None``.
+    :param created_at: When the run was started, in UTC.
+
+    .. versionadded:: 0.1
+    """
+
+    id: int | None
+    uid: uuid.UUID
+    sequence: str
+    key: str | None
+    created_at: datetime.datetime
+
+
+class Step(t.Generic[DataT]):
+    """One unit of a sequence: a class with ``perform()``, listed in ``steps`` of a sequence.
+
+    A step belongs to no sequence: the same one may stand in many. Its name is that of its class,
+    or ``name`` in the class body. Without ``perform()`` it is a base for others, which inherit
+    its options. ``Step[SomeTypedDict]`` types :attr:`data`. Its options are class attributes;
+    this table is complete:
+
+    =========================  ================  ===============  =================================
+    Option                     Type, unit        Default          Difference from Celery
+    =========================  ================  ===============  =================================
+    ``queue``                  text or None      None: that of    comes before ``set(queue=...)``,
+                                                 the run, then    which holds for all other steps
+                                                 SEQUENCE_QUEUE   of a run
+    ``priority``               0 to 9 or None    None: that of    higher is sooner on every broker;
+                                                 the run, then    none counts as 0, but on Redis as
+                                                 none             9, the soonest
+    ``time_limit``             seconds or None   None: no limit   the killed process counts as a
+                                                                  crash, and the step is tried
+                                                                  again; prefork pool only
+    ``soft_time_limit``        seconds or None   None: no limit   below ``time_limit``; raised in
+                                                                  the step, where it is a failure
+                                                                  like others; prefork pool only
+    ``autoretry_for``          exceptions        any              none in Celery; when set, another
+                                                 ``Exception``    exception fails the run at once
+    ``dont_autoretry_for``     exceptions        ()               none
+    ``max_retries``            number, or None   25, see SEQUENCE 3 in Celery; attempts are one
+                               for ever          _MAX_RETRIES     more; crashes are counted apart
+    ``retry_backoff``          True, False or    True: 1 s        False in Celery; the first delay,
+                               seconds                            doubled from retry to retry
+    ``retry_backoff_max``      seconds           600 s            none
+    ``retry_jitter``           True or False     True             50 to 100 % of the delay; 0 to
+                                                                  100 % in Celery
+    ``default_retry_delay``    seconds or None   None             180 s in Celery; when set, this
+                                                                  delay without backoff and jitter
+    =========================  ================  ===============  =================================
+
+    .. versionadded:: 0.1
+    """
+
+    name: t.ClassVar[str]
+    queue: t.ClassVar[str | None]
+    priority: t.ClassVar[int | None]
+    time_limit: t.ClassVar[float | None]
+    soft_time_limit: t.ClassVar[float | None]
+    autoretry_for: t.ClassVar[tuple[type[BaseException], ...]]
+    dont_autoretry_for: t.ClassVar[tuple[type[BaseException], ...]]
+    max_retries: t.ClassVar[int | None]
+    retry_backoff: t.ClassVar[bool | float]
+    retry_backoff_max: t.ClassVar[float]
+    retry_jitter: t.ClassVar[bool]
+    default_retry_delay: t.ClassVar[float | None]
+
+    data: DataT
+    """What the steps of the run share: read it and change it, also in depth."""
+    run: RunInfo
+    """The run that this is a step of."""
+    attempt: int
+    """1 at the first attempt at this step of this run, then 2, ..."""
+    _interrupt: Interrupt | None = None
+
+    def __init_subclass__(cls, **kwargs: t.Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
+        check_step(cls)
+
+    if not t.TYPE_CHECKING:  # pragma: no branch
+
+        def __getattr__(self, name: str) -> t.NoReturn:
+            problem = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in RESERVED:
+                problem = (
+                    f"A step has {name!r} only while it runs: "
+                    f"{type(self).__name__}.call(data) runs it in place."
+                )
+            raise AttributeError(problem, name=name, obj=self)
+
+    def perform(self) -> t.Any:
+        """Do the work of the step; override it, as ``def`` or ``async def``.
+
+        What it returns is not kept; what later steps need goes into :attr:`data`. It may run
+        more than once: what it does outside the database gets :attr:`idempotency_key`.
+
+        :return: Anything; it is not kept.
+        :raises InvalidStepError: If it is not overridden.
+
+        .. versionadded:: 0.1
+        """
+        raise InvalidStepError(f"Step {self.name} has no perform(): write `def perform(self)`.")
+
+    @property
+    def idempotency_key(self) -> str:
+        """A text that stays the same for this run and step, whatever the attempt.
+
+        .. versionadded:: 0.1
+        """
+        return str(uuid.uuid5(self.run.uid, self.name))
+
+    def retry(self, exc: BaseException | None = None, countdown: float | None = None) -> t.NoReturn:
+        """Roll back to the last checkpoint and run the step again later; counts as a retry.
+
+        :param exc: The reason; ``None`` takes the exception that is being handled, if any.
+        :param countdown: Seconds to wait; ``None`` takes the delay from the step's options.
+        :raises RetryInterrupt: Always; it is no ``Exception``, and holds though it is caught.
+        :raises InvalidOptionError: ``exc`` is no exception or ``countdown`` no delay.
+
+        .. versionadded:: 0.1
+        """
+        _check_retry(self.name, exc, countdown)
+        cause = sys.exception() if exc is None else exc
+        self._interrupt = RetryInterrupt(cause, countdown)
+        raise self._interrupt from cause
+
+    def fail(self, reason: str) -> t.NoReturn:
+        """Roll back to the last checkpoint and fail the run, without a further retry.
+
+        :param reason: One sentence for ``run.error``.
+        :raises FailInterrupt: Always; it is no ``Exception``, and holds though it is caught.
+
+        .. versionadded:: 0.1
+        """
+        self._interrupt = FailInterrupt(str(reason))
+        raise self._interrupt
+
+    def finish(self) -> t.NoReturn:
+        """Commit, and end the run here, without the steps that are left.
+
+        :raises FinishInterrupt: Always; it is no ``Exception``, and holds though it is caught.
+
+        .. versionadded:: 0.1
+        """
+        self._interrupt = FinishInterrupt()
+        raise self._interrupt
+
+    @classmethod
+    def call(cls, data: t.Mapping[str, t.Any]) -> DataT:
+        """Run the step in place, in the caller's session, on a copy of the data; for tests.
+
+        Nothing is committed, rolled back or retried, and no run is made: ``self.run.id`` is
+        ``None`` and ``self.run.uid`` a new one.
+
+        :param data: The data for the step.
+        :return: The data as the step left it.
+        :raises DataError: The data, before or after the step, cannot be stored.
+        :raises StepInterrupted: The step called ``retry()``, ``fail()`` or ``finish()``.
+
+        .. versionadded:: 0.1
+        """
+        now = datetime.datetime.now(datetime.UTC)
+        run = RunInfo(id=None, uid=uuid.uuid4(), sequence="", key=None, created_at=now)
+        step = cls._prepare(run, decode_text(encode(data)), 1)
+        try:
+            _perform_in_place(step)
+        except Interrupt as interrupt:
+            raise StepInterrupted(interrupt) from interrupt
+        return t.cast(DataT, decode_text(encode(t.cast(dict[str, t.Any], step.data))))
+
+    @classmethod
+    def _prepare(cls, run: RunInfo, data: dict[str, t.Any], attempt: int) -> t.Self:
+        step = cls.__new__(cls)
+        step.run, step.data, step.attempt = run, t.cast(DataT, data), attempt
+        cls.__init__(step)  # After the rest, so that a step's own __init__ can read it.
+        return step
+
+    def _check_end(self, result: object) -> None:
+        check_result(self.name, result)
+        if self._interrupt is not None:  # swallowed, by an `except BaseException`
+            raise self._interrupt
+
+
+def _perform_in_place(step: Step[t.Any]) -> None:
+    perform = step.perform
+    if inspect.iscoroutinefunction(perform):
+        from asgiref.sync import async_to_sync  # Optional: comes with flask[async].
+
+        perform = async_to_sync(perform)
+    step._check_end(perform())
+
+
+def _check_retry(where: str, exc: object, countdown: object) -> None:
+    if exc is not None and not isinstance(exc, BaseException):
+        raise InvalidOptionError(
+            f"{where}: self.retry(exc=...) takes an exception; it is {reprlib.repr(exc)}."
+            " For the delay write self.retry(countdown=...)."
+        )
+    problem = None if countdown is None else seconds_problem(countdown, zero=True)
+    if problem:
+        raise InvalidOptionError(
+            f"{where}: self.retry(countdown=...) {problem}; it is {reprlib.repr(countdown)}."
+        )
+
+
+def check_step(cls: type[Step[t.Any]]) -> StepOptions:
+    """Check a step class as it stands now.
+
+    :param cls: The class, with or without ``perform()``.
+    :return: Its options.
+    :raises DefinitionError: One of its leaves: a name, an option or a method is wrong.
+    """
+    check_name(f"step {cls.__qualname__}", cls.name)
+    for owner in cls.__mro__:
+        if owner not in Step.__mro__:
+            for attribute, value in vars(owner).items():
+                _check_attribute(owner.__qualname__, attribute, value)
+    perform: t.Any = cls.perform
+    if perform is not Step.perform:
+        check_function(f"perform() of step {cls.name}", perform, 1, "def perform(self)")
+        if inspect.iscoroutinefunction(perform) and importlib.util.find_spec("asgiref") is None:
+            raise AsyncStepError(
+                f"Step {cls.name} is async, which needs an extra of Flask: install flask[async],"
+                " or write it without async."
+            )
+    if not takes(cls.__init__, 1):
+        raise InvalidStepError(
+            f"__init__() of step {cls.name} wants arguments, and a worker has none: read"
+            " self.data in perform(), or give each argument a default."
+        )
+    options = {name: getattr(cls, name) for name in OPTIONS if hasattr(cls, name)}
+    return StepOptions.from_mapping(cls.name, options)
+
+
+def _check_attribute(where: str, name: str, value: object) -> None:
+    if name in RESERVED:
+        raise ReservedNameError(
+            f"{where} sets {name!r}, which every step has from flask-sequence. {RESERVED[name]}"
+        )
+    if name.startswith("_") or name in OPTIONS:
+        return
+    behaviour = callable(value) or hasattr(value, "__get__")
+    if name in CELERY_HANDLERS or (name in CELERY_OPTIONS and not behaviour):
+        raise unknown_option(where, name)
+    meant = None if behaviour else near_miss(name)
+    if meant:
+        raise UnknownOptionError(
+            f"{where} has no option {name!r}. Did you mean {meant!r}? An attribute of your own"
+            " needs another name."
+        )

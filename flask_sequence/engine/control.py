@@ -1,0 +1,325 @@
+"""What a request, a shell or a page may do to a run: start it, retry it, cancel it, wait for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import time
+import types
+import typing as t
+import uuid
+
+from ..definition.data import decode_text, encode
+from ..definition.options import check_option
+from ..definition.registry import SequenceDefinition, StepOptions, find_sequence
+from ..errors import InvalidOptionError, KeyBusyError, MoveRefusedError, RunNotFoundError
+from ..rows import moves, reads
+from ..rows.claims import Row
+from ..rows.dialects import later
+from ..rows.models import SequenceRun
+from ..runtime import Nudge, Runtime, current_runtime
+from ..status import Status
+from .fence import run_in_hand
+from .sessions import connection_of, expire, fresh_read, identity_of
+from .transaction import find_active, insert_unless_taken, is_uncommitted, publish_after_commit
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
+
+KEY_WAIT_SECONDS = 10
+"""How long a keyed start waits for another transaction with the same key."""
+KEY_TRIES = 5
+MAX_KEY = 255
+MOST_NUDGES = 100
+"""How many nudges one commit publishes at most; the sweep sends the rest."""
+BATCH_CHARACTERS = 1_000_000
+"""How much data one statement of ``start_many`` holds, unless that of one run is longer."""
+LONGEST_POLL = 0.25
+"""The most seconds between two looks of ``run.wait``."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """What ``set()`` chose for one run.
+
+    :param key: The user's name for it.
+    :param countdown: Seconds until it is due.
+    :param eta: When it is due; an aware time.
+    :param queue: The queue of the steps that name none.
+    :param priority: The priority of the steps that name none.
+    :raises InvalidOptionError: If a value cannot be used.
+    """
+
+    key: str | None = None
+    countdown: float | None = None
+    eta: datetime.datetime | None = None
+    queue: str | None = None
+    priority: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.key is not None:
+            _check_key(self.key)
+        if self.countdown is not None and self.eta is not None:
+            raise InvalidOptionError("set() takes countdown or eta, not both.")
+        if self.countdown is not None and not _is_duration(self.countdown):
+            raise InvalidOptionError(f"set(countdown={self.countdown!r}): give seconds, 0 or more.")
+        if self.eta is not None and not _is_aware(self.eta):
+            raise InvalidOptionError(
+                f"set(eta={self.eta!r}): give an aware datetime, such as"
+                " datetime.now(timezone.utc) + timedelta(hours=1)."
+            )
+        for name in ("queue", "priority"):
+            check_option("set()", name, getattr(self, name))
+
+    @property
+    def kept(self) -> dict[str, t.Any] | None:
+        """What the row keeps for the steps to come."""
+        chosen = {"queue": self.queue, "priority": self.priority}
+        return {name: value for name, value in chosen.items() if value is not None} or None
+
+    @property
+    def delay(self) -> float | None:
+        """Seconds until it is due; None: at once."""
+        if self.eta is not None:
+            now = datetime.datetime.now(datetime.UTC)
+            return (self.eta - now).total_seconds()
+        return self.countdown
+
+    @property
+    def due_at(self) -> t.Any:
+        """When it is due, for the database; None: at once."""
+        if self.eta is not None:
+            return self.eta
+        return None if self.countdown is None else later(self.countdown)
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY:
+        raise InvalidOptionError(f"set(key={key!r:.60}): give a text of 1 to {MAX_KEY} characters.")
+    # Databases disagree on spaces at the end, and some store no control characters.
+    if key != key.strip() or not key.isprintable():
+        raise InvalidOptionError(
+            f"set(key={key!r:.60}): leave out control characters, and spaces at either end."
+        )
+
+
+def _is_aware(value: object) -> bool:
+    return isinstance(value, datetime.datetime) and value.utcoffset() is not None
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
+
+
+def start(
+    definition: SequenceDefinition, data: t.Mapping[str, t.Any], options: StartOptions
+) -> SequenceRun:
+    """(nothing) -> waiting, as part of the caller's transaction.
+
+    :param definition: The sequence.
+    :param data: What the steps will share.
+    :param options: What ``set()`` chose.
+    :return: The run; with a key, perhaps the one that is active already.
+    :raises SetupError: If there is no app context, or the extension is not initialised.
+    :raises DataError: If the data cannot be stored.
+    :raises KeyBusyError: If another transaction with the same key does not end.
+    """
+    runtime = current_runtime()
+    first = definition.first
+    text = encode(data, max_bytes=runtime.settings.max_data_bytes)
+    run = SequenceRun(
+        **_new_row(runtime, definition, options),
+        uid=uuid.uuid4(),
+        data=types.MappingProxyType(decode_text(text)),
+        key=options.key,
+        active_key=options.key,
+    )
+    if options.due_at is not None:
+        run.due_at = options.due_at
+    run._started = (runtime, first.options, options.delay)
+    if options.key is None:
+        runtime.db.session.add(run)
+        return run
+    return _start_with_key(runtime, run)
+
+
+def _new_row(
+    runtime: Runtime, definition: SequenceDefinition, options: StartOptions
+) -> dict[str, t.Any]:
+    first = definition.first
+    return {
+        "sequence": definition.name,
+        "step": first.name,
+        "status": Status.WAITING,
+        "version": 0,
+        "options": options.kept,
+        "queue": runtime.queue_of(first.options, options.kept),
+    }
+
+
+def _start_with_key(runtime: Runtime, run: SequenceRun) -> SequenceRun:
+    assert run.key is not None
+    session = runtime.db.session()
+    for tries in range(KEY_TRIES):
+        active = find_active(runtime, session, run.sequence, run.key, fresh=tries > 0)
+        if active is not None:
+            return active
+        if insert_unless_taken(session, run, wait_seconds=KEY_WAIT_SECONDS):
+            return run
+    raise KeyBusyError(run.sequence, run.key)
+
+
+def start_many(
+    definition: SequenceDefinition,
+    many: t.Iterable[t.Mapping[str, t.Any]],
+    options: StartOptions,
+) -> list[int]:
+    """(nothing) -> waiting, for many runs at once, as part of the caller's transaction.
+
+    :param definition: The sequence.
+    :param many: The data of each run.
+    :param options: What ``set()`` chose, for all of them; no key.
+    :return: Their ids, in the same order.
+    :raises DataError: If the data of one cannot be stored; then none is started.
+    """
+    runtime = current_runtime()
+    if options.key is not None:
+        raise InvalidOptionError("start_many() takes no key: it names one run. Use start().")
+    limit = runtime.settings.max_data_bytes
+    rows = [{"uid": uuid.uuid4(), "data": encode(data, max_bytes=limit)} for data in many]
+    if not rows:
+        return []
+    session = runtime.db.session()
+    connection = connection_of(session)
+    same = _new_row(runtime, definition, options)
+    run_ids = [
+        run_id
+        for batch in _batches(rows)
+        for run_id in moves.insert_many(connection, batch, same=same, due_at=options.due_at)
+    ]
+    delay = max(options.delay or 0.0, 0.0)
+    most = None if runtime.is_eager else MOST_NUDGES
+    for run_id in run_ids[:most]:
+        started = types.SimpleNamespace(**same, id=run_id)
+        nudge = runtime.nudge(started, definition.first.options, countdown=delay)
+        publish_after_commit(session, nudge, publish=runtime.rides(delay))
+    return run_ids
+
+
+def _batches(rows: t.Iterable[dict[str, t.Any]]) -> t.Iterator[list[dict[str, t.Any]]]:
+    # MariaDB takes a statement of 16 MiB at most.
+    batch: list[dict[str, t.Any]] = []
+    size = 0
+    for row in rows:
+        if batch and size + len(row["data"]) > BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += len(row["data"])
+    if batch:
+        yield batch
+
+
+def retry(run: SequenceRun) -> None:
+    """failed -> waiting, as part of the caller's transaction; see :meth:`SequenceRun.retry`."""
+    runtime, session = _current_session()
+    connection = connection_of(session)
+    row = _look(connection, run)
+    if row.status is not Status.FAILED:
+        raise MoveRefusedError(row.id, f"is {row.status}; only a failed run can be retried.")
+    if not moves.revive(connection, row.id, row.version):
+        raise MoveRefusedError(row.id, "was moved by somebody else just now; look at it again.")
+    expire(run)
+    options = options_of(row.sequence, row.step)
+    if options is not None:
+        publish_after_commit(session, runtime.nudge(row, options, version=row.version + 1))
+
+
+def cancel(run: SequenceRun) -> None:
+    """(any that is not final) -> cancelled; see :meth:`SequenceRun.cancel`."""
+    _, session = _current_session()
+    connection = connection_of(session)
+    row = _look(connection, run)
+    if row.id == run_in_hand():
+        raise MoveRefusedError(
+            row.id, "cannot be cancelled by its own step: call self.finish() or self.fail()."
+        )
+    if not moves.cancel(connection, row.id):
+        row = _look(connection, run)
+        if row.status is Status.FINISHED:
+            raise MoveRefusedError(row.id, "is finished already; nothing is left to cancel.")
+    expire(run)
+
+
+def _current_session() -> tuple[Runtime, t.Any]:
+    runtime = current_runtime()
+    session = runtime.db.session()
+    session.flush()
+    return runtime, session
+
+
+def _look(connection: t.Any, run: SequenceRun) -> Row:
+    row = reads.look(connection, id_of(run))
+    if row is None:
+        raise RunNotFoundError(id_of(run))
+    return row
+
+
+def id_of(run: SequenceRun) -> int:
+    """Give the id of a run, also where its attributes are expired and its session is gone."""
+    return t.cast(int, identity_of(run))
+
+
+def options_of(sequence: str, step: str) -> StepOptions | None:
+    """Give the options of a step, if this process knows it."""
+    definition = find_sequence(sequence)
+    found = definition.get(step) if definition else None
+    return found.options if found else None
+
+
+def wait(run: SequenceRun, timeout: float) -> Status:
+    """Wait until a run is finished, failed or cancelled; see :meth:`SequenceRun.wait`."""
+    runtime = current_runtime()
+    run_id = id_of(run)
+    if is_uncommitted(runtime.db.session(), run):
+        raise RunNotFoundError(run_id)
+    until, pause = time.monotonic() + timeout, 0.01
+    while True:
+        with fresh_read(runtime) as connection:
+            row = reads.look(connection, run_id)
+        if row is None:
+            return Status.FINISHED
+        if row.status in (Status.FINISHED, Status.FAILED, Status.CANCELLED):
+            return t.cast(Status, row.status)
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"Run {run_id} is {row.status} at {row.step} after {timeout} s.")
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, LONGEST_POLL)
+
+
+def find_run(run_id: int) -> SequenceRun:
+    """Load a run into ``db.session``.
+
+    :raises RunNotFoundError: If there is none with that id.
+    """
+    run = current_runtime().db.session.get(SequenceRun, run_id)
+    if run is None:
+        raise RunNotFoundError(run_id)
+    return run
+
+
+def list_runs(
+    *, status: Status | None = None, sequence: str | None = None, limit: int = 50
+) -> list[Row]:
+    """Give the newest runs, without their data.
+
+    :param status: Only these.
+    :param sequence: Only those of this sequence.
+    :param limit: The most to give.
+    """
+    connection = connection_of(current_runtime().db.session())
+    return reads.list_runs(connection, status=status, sequence=sequence, limit=limit)
+
+
+__all__ = ["Nudge", "StartOptions", "cancel", "find_run", "list_runs", "retry", "start", "wait"]

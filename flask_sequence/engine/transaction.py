@@ -1,0 +1,185 @@
+"""Publish once the outermost transaction is really committed; start by key; read-only rows."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapper, Session, SessionTransaction, object_session
+
+from ..errors import KeyBusyError
+from ..rows import reads
+from ..rows.dialects import bounded_lock_wait
+from ..rows.driver_errors import is_lock_timeout
+from ..rows.models import SequenceRun
+from ..rows.readonly import name_missing_tables, refuse_writes
+from ..runtime import Nudge, Runtime, current_runtime
+from .sessions import connection_of, fresh_read, identity_of
+
+
+@dataclasses.dataclass
+class _Written:
+    """A run that was written by a session and not committed yet."""
+
+    nudge: Nudge
+    runtime: Runtime
+    connection: sa.Connection
+    transaction: SessionTransaction
+    publish: bool
+
+
+_WRITTEN = "flask_sequence_written"
+_COMMITTED = "flask_sequence_committed"
+
+
+def _written(session: Session) -> list[_Written]:
+    return t.cast("list[_Written]", session.info.get(_WRITTEN, []))
+
+
+def _note(session: Session, entry: _Written) -> None:
+    session.info.setdefault(_WRITTEN, []).append(entry)
+
+
+def _innermost(session: Session) -> SessionTransaction:
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    assert transaction is not None
+    return transaction
+
+
+def publish_after_commit(session: Session, nudge: Nudge, *, publish: bool = True) -> None:
+    """Publish a nudge when the transaction of a session has been committed, and only then.
+
+    :param session: Where the run was written.
+    :param nudge: What to publish.
+    :param publish: False for a run whose time is far: the sweep publishes it then.
+    """
+    connection = connection_of(session)
+    entry = _Written(nudge, current_runtime(), connection, _innermost(session), publish)
+    _note(session, entry)
+
+
+def uncommitted(session: Session) -> list[str]:
+    """Name the runs that were started in a session and are neither committed nor rolled back."""
+    pending = [run for run in session.new if isinstance(run, SequenceRun)]
+    labels = [f"{run.sequence}.{run.step}" for run in pending]
+    labels += [entry.nudge.label for entry in _written(session)]
+    counted = collections.Counter(labels).items()
+    return [label if count == 1 else f"{label} ({count} times)" for label, count in counted]
+
+
+def is_uncommitted(session: Session, run: SequenceRun) -> bool:
+    """Tell whether a run was started in a session and is not committed yet."""
+    state = sa.inspect(run)
+    if state.transient or state.pending:
+        return True
+    return any(entry.nudge.run_id == identity_of(run) for entry in _written(session))
+
+
+def insert_unless_taken(session: Session, run: SequenceRun, *, wait_seconds: int) -> bool:
+    """Insert a run at once, under a savepoint, unless another active run has its key.
+
+    :param session: Where to add it; what is pending there is flushed first.
+    :param run: The run.
+    :param wait_seconds: How long to wait for another transaction with the same key.
+    :return: Whether it was inserted.
+    :raises KeyBusyError: If that transaction has not ended by then.
+    """
+    assert run.key is not None
+    session.flush()
+    connection = connection_of(session)
+    try:
+        with bounded_lock_wait(connection, wait_seconds), session.begin_nested():
+            session.add(run)
+            session.flush()
+    except sa.exc.IntegrityError as error:
+        if SequenceRun.__tablename__ in (error.statement or ""):
+            return False
+        raise  # of a row that a listener of the application added
+    except sa.exc.OperationalError as error:
+        if is_lock_timeout(error):
+            raise KeyBusyError(run.sequence, run.key) from error
+        raise
+    return True
+
+
+def find_active(
+    runtime: Runtime, session: Session, sequence: str, key: str, *, fresh: bool
+) -> SequenceRun | None:
+    """Load the active run with a key into a session.
+
+    :param fresh: Whether to look also past the session's snapshot, which may be older than the
+        run (MariaDB, at its stock isolation level).
+    """
+    run_id = reads.find_active(connection_of(session), sequence, key)
+    run = None if run_id is None else session.get(SequenceRun, run_id)
+    if run is not None or not fresh:
+        return run
+    with fresh_read(runtime) as connection, Session(connection) as reader:
+        run_id = reads.find_active(connection, sequence, key)
+        run = None if run_id is None else reader.get(SequenceRun, run_id)
+        return None if run is None else session.merge(run, load=False)
+
+
+@sa.event.listens_for(SequenceRun, "after_insert")
+def _after_insert(mapper: Mapper[t.Any], connection: sa.Connection, run: SequenceRun) -> None:
+    session = object_session(run)
+    assert session is not None
+    runtime, nudge, publish = run._start_nudge()
+    _note(session, _Written(nudge, runtime, connection, _innermost(session), publish))
+
+
+@sa.event.listens_for(Session, "after_transaction_end")
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    # What is still noted of it was rolled back, or closed: it was not committed.
+    if written := _written(session):
+        ended = transaction.parent is None
+        left = [entry for entry in written if not ended and entry.transaction is not transaction]
+        _replace_written(session, left)
+    if transaction.parent is None:
+        _publish(session.info.pop(_COMMITTED, ()))
+
+
+def _replace_written(session: Session, written: list[_Written]) -> None:
+    session.info.pop(_WRITTEN, None)
+    if written:
+        session.info[_WRITTEN] = written
+
+
+@sa.event.listens_for(Session, "after_commit")
+def _after_commit(session: Session) -> None:
+    written = _written(session)
+    savepoint = session.get_nested_transaction()
+    if savepoint is not None:
+        for entry in written:
+            if entry.transaction is savepoint:
+                entry.transaction = _around(savepoint)
+        return
+    _replace_written(session, [])
+    # Published when the session has given its connection back, and is ready for other work.
+    session.info[_COMMITTED] = [
+        entry
+        for entry in written
+        # Inside a transaction that the session does not own, nothing is committed yet.
+        if entry.publish and not entry.connection.in_transaction()
+    ]
+
+
+def _publish(committed: t.Sequence[_Written]) -> None:
+    runtimes = {id(entry.runtime): entry.runtime for entry in committed}
+    for runtime in runtimes.values():
+        nudges = [entry.nudge for entry in committed if entry.runtime is runtime]
+        runtime.publish(runtime, nudges)
+
+
+def _around(savepoint: SessionTransaction) -> SessionTransaction:
+    around = savepoint.parent
+    while around is not None and around.parent is not None and not around.nested:
+        around = around.parent  # one of a flush
+    assert around is not None
+    return around
+
+
+sa.event.listen(Session, "before_flush", refuse_writes)
+sa.event.listen(sa.Engine, "handle_error", name_missing_tables)

@@ -1,0 +1,290 @@
+"""The tables: runs, their attempts, and the workers that are alive."""
+
+from __future__ import annotations
+
+import datetime
+import typing as t
+import uuid
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.schema import conv
+
+from ..definition.registry import StepOptions
+from ..errors import ConfigError, SetupError
+from ..runtime import Nudge, Runtime, current_runtime
+from ..status import Status, StepStatus
+from .columns import DataText, UTCDateTime, Word, id_type, name_type, text_type
+from .dialects import clock
+
+if t.TYPE_CHECKING:
+    from flask_sqlalchemy import SQLAlchemy
+
+FORMAT = 1
+"""The form of a row and of a message; a worker leaves alone what is newer than it knows."""
+
+EMPTIED = 0
+"""The form of a run whose data were emptied since a foreign key still needs its row."""
+
+
+class Base(DeclarativeBase):
+    """The base of our models only; the application's base may have a constructor of its own."""
+
+
+class SequenceRun(Base):
+    """One execution of a sequence. Read it, join it, point foreign keys at it; do not write it.
+
+    .. versionadded:: 0.1
+    """
+
+    __tablename__ = "sequence_runs"
+
+    id: Mapped[int] = mapped_column(id_type(), primary_key=True, autoincrement=True)
+    """Known from the flush on, as for any row."""
+    uid: Mapped[uuid.UUID] = mapped_column(sa.Uuid())
+    """Never used again for another run, so idempotency keys are made from it."""
+    sequence: Mapped[str] = mapped_column(name_type())
+    """The name of the sequence."""
+    step: Mapped[str] = mapped_column(name_type())
+    """The name of the step that it stands at; for a finished run, of the last one."""
+    status: Mapped[Status] = mapped_column(Word(Status), default=Status.WAITING)
+    """Where it stands."""
+    data: Mapped[t.Mapping[str, t.Any]] = mapped_column(DataText())
+    """What the steps share, as of the last commit; read-only at the top."""
+    format: Mapped[int] = mapped_column(sa.SmallInteger(), default=FORMAT)
+    key: Mapped[str | None] = mapped_column(name_type())
+    """The user's name for it."""
+    active_key: Mapped[str | None] = mapped_column(name_type())
+    options: Mapped[t.Mapping[str, t.Any] | None] = mapped_column(DataText())
+    queue: Mapped[str] = mapped_column(name_type())
+    """The queue of the step that it stands at."""
+    attempt: Mapped[int] = mapped_column(default=0)
+    """How often the step that it stands at was begun."""
+    retries: Mapped[int] = mapped_column(default=0)
+    """How often the step that it stands at failed and was tried again."""
+    crashes: Mapped[int] = mapped_column(default=0)
+    """How often a process ended in it since it last made progress."""
+    version: Mapped[int] = mapped_column(sa.BigInteger(), default=0)
+    worker_id: Mapped[str | None] = mapped_column(sa.String(32))
+    pid: Mapped[int | None] = mapped_column()
+    due_at: Mapped[datetime.datetime | None] = mapped_column(UTCDateTime(), default=clock())
+    """Not before this time; None: not by the clock."""
+    published_at: Mapped[datetime.datetime | None] = mapped_column(UTCDateTime(), default=clock())
+    error: Mapped[str | None] = mapped_column(text_type())
+    """One line: what went wrong last, or what it is blocked by."""
+    created_at: Mapped[datetime.datetime] = mapped_column(UTCDateTime(), default=clock())
+    started_at: Mapped[datetime.datetime | None] = mapped_column(UTCDateTime())
+    step_started_at: Mapped[datetime.datetime | None] = mapped_column(UTCDateTime())
+    updated_at: Mapped[datetime.datetime] = mapped_column(UTCDateTime(), default=clock())
+    finished_at: Mapped[datetime.datetime | None] = mapped_column(UTCDateTime())
+
+    step_runs: Mapped[list[StepRun]] = relationship(
+        viewonly=True, order_by="StepRun.id", back_populates="run"
+    )
+    """The attempts at its steps, oldest first."""
+
+    __table_args__: t.Any = (
+        sa.PrimaryKeyConstraint("id", name="pk_sequence_runs"),
+        sa.UniqueConstraint("sequence", "active_key", name="uq_sequence_runs_key"),
+        sa.Index(
+            "ix_sequence_runs_due",
+            "status",
+            "queue",
+            "due_at",
+            postgresql_where=sa.text("status = 'waiting'"),
+            sqlite_where=sa.text("status = 'waiting'"),
+        ),
+        sa.Index(
+            "ix_sequence_runs_running",
+            "status",
+            "worker_id",
+            postgresql_where=sa.text("status = 'running'"),
+            sqlite_where=sa.text("status = 'running'"),
+        ),
+        sa.Index("ix_sequence_runs_status", "status", "id"),
+        sa.Index("ix_sequence_runs_sequence", "status", "sequence", "id"),
+        sa.Index(
+            "ix_sequence_runs_finished",
+            "format",
+            "finished_at",
+            postgresql_where=sa.text("finished_at IS NOT NULL"),
+            sqlite_where=sa.text("finished_at IS NOT NULL"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
+
+    if t.TYPE_CHECKING:
+        # The runtime, the first step's options and the delay, of a run that was started here.
+        _started: tuple[Runtime, StepOptions, float | None] | None
+    else:
+        _started = None
+
+    def _start_nudge(self) -> tuple[Runtime, Nudge, bool]:
+        assert self._started is not None
+        runtime, options, delay = self._started
+        nudge = runtime.nudge(self, options, countdown=max(delay or 0.0, 0.0))
+        return runtime, nudge, runtime.rides(nudge.countdown)
+
+    def retry(self) -> None:
+        """Take a failed run up again from its failed step, as part of the caller's transaction.
+
+        :raises MoveRefusedError: If it has not failed.
+        :raises RunNotFoundError: If its row is gone.
+
+        .. versionadded:: 0.1
+        """
+        current_runtime().verbs.retry(self)
+
+    def cancel(self) -> None:
+        """Cancel a run that has not ended, as part of the caller's transaction.
+
+        Once that is committed no further step commits. Cancelling twice does nothing.
+
+        :raises MoveRefusedError: If it has finished.
+        :raises RunNotFoundError: If its row is gone.
+
+        .. versionadded:: 0.1
+        """
+        current_runtime().verbs.cancel(self)
+
+    def wait(self, timeout: float) -> Status:
+        """Wait until it is finished, failed or cancelled, on a connection of its own.
+
+        A row that was seen and is gone counts as finished.
+
+        :param timeout: The most seconds to wait.
+        :return: Where it stands then.
+        :raises TimeoutError: If it is still under way after ``timeout``.
+        :raises RunNotFoundError: If it was never committed.
+
+        .. versionadded:: 0.1
+        """
+        return current_runtime().verbs.wait(self, timeout)
+
+    def __repr__(self) -> str:
+        loaded = self.__dict__  # what is expired is not loaded for this: the session may be gone
+        identity = sa.inspect(self).identity or (None,)
+        words = (identity[0], loaded.get("sequence"), loaded.get("status"))
+        return f"<{' '.join(['SequenceRun', *(str(word) for word in words if word is not None)])}>"
+
+
+class StepRun(Base):
+    """One attempt at one step of one run, written when the attempt ends.
+
+    .. versionadded:: 0.1
+    """
+
+    __tablename__ = "sequence_step_runs"
+
+    id: Mapped[int] = mapped_column(id_type(), primary_key=True, autoincrement=True)
+    run_id: Mapped[int] = mapped_column(
+        sa.ForeignKey("sequence_runs.id", name="fk_sequence_step_runs_run_id", ondelete="CASCADE")
+    )
+    step: Mapped[str] = mapped_column(name_type())
+    """The name of the step."""
+    attempt: Mapped[int] = mapped_column()
+    """1 for the first attempt."""
+    status: Mapped[StepStatus] = mapped_column(Word(StepStatus))
+    """How it ended."""
+    worker: Mapped[str | None] = mapped_column(name_type())
+    """The host and the process that performed it."""
+    started_at: Mapped[datetime.datetime | None] = mapped_column(UTCDateTime())
+    finished_at: Mapped[datetime.datetime] = mapped_column(UTCDateTime(), default=clock())
+    error: Mapped[str | None] = mapped_column(text_type())
+    """One line, or None."""
+    traceback: Mapped[str | None] = mapped_column(text_type())
+    """The Python traceback, or None."""
+
+    run: Mapped[SequenceRun] = relationship(viewonly=True, back_populates="step_runs")
+    """The run that it belongs to."""
+
+    __table_args__: t.Any = (
+        sa.PrimaryKeyConstraint("id", name="pk_sequence_step_runs"),
+        # A constraint, not an index: MySQL refuses to drop an index that a foreign key uses, and
+        # a downgrade drops indexes before their table.
+        sa.UniqueConstraint("run_id", "id", name="uq_sequence_step_runs_run"),
+        {"sqlite_autoincrement": True},
+    )
+
+
+class Worker(Base):
+    """One Celery worker, and until when it counts as alive."""
+
+    __tablename__ = "sequence_workers"
+
+    id: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    host: Mapped[str] = mapped_column(name_type())
+    pid: Mapped[int] = mapped_column()
+    started_at: Mapped[datetime.datetime] = mapped_column(UTCDateTime(), default=clock())
+    seen_until: Mapped[datetime.datetime] = mapped_column(UTCDateTime())
+
+    __table_args__: t.Any = (sa.PrimaryKeyConstraint("id", name="pk_sequence_workers"),)
+
+
+MODELS: tuple[type[Base], ...] = (SequenceRun, StepRun, Worker)
+
+runs: sa.Table = t.cast(sa.Table, SequenceRun.__table__)
+step_runs: sa.Table = t.cast(sa.Table, StepRun.__table__)
+workers: sa.Table = t.cast(sa.Table, Worker.__table__)
+
+
+def _fix_names(table: sa.Table) -> None:
+    # A migration would else apply the application's naming convention to them.
+    named: list[t.Any] = [*table.constraints, *table.indexes]
+    for item in named:
+        item.name = conv(item.name)
+
+
+for _table in (runs, step_runs, workers):
+    _fix_names(_table)
+
+
+def join_metadata(db: SQLAlchemy, bind_key: str | None) -> None:
+    """Make the tables known to an application's metadata, and the models to its relationships.
+
+    The same Table objects stand in both: of a copy, foreign keys and relationships to our models
+    would know nothing.
+
+    :param db: The application's Flask-SQLAlchemy.
+    :param bind_key: The bind that holds the tables.
+    :raises ConfigError: If there is no such bind.
+    :raises SetupError: If another application of this process has chosen another bind, or a
+        table of the application has the name of one of ours.
+    """
+    _choose_bind(db, bind_key)
+    metadata = db.metadatas[bind_key]
+    for table in Base.metadata.sorted_tables:
+        known = metadata.tables.get(table.key)
+        if known is None:
+            metadata._add_table(table.name, table.schema, table)
+            _resolve_foreign_keys(metadata, table)
+        elif known is not table:
+            raise SetupError(
+                f"The application has a table of its own that is called {table.name}: give it"
+                " another name, flask-sequence needs this one."
+            )
+    names: dict[str, t.Any] = t.cast(t.Any, db.Model).registry._class_registry
+    for model in (SequenceRun, StepRun):  # not Worker: applications have a Worker of their own
+        names.setdefault(model.__name__, model)
+
+
+def _choose_bind(db: SQLAlchemy, bind_key: str | None) -> None:
+    if bind_key not in db.metadatas:
+        raise ConfigError(
+            "SEQUENCE_BIND_KEY", f"is {bind_key!r}, which is no key of SQLALCHEMY_BINDS."
+        )
+    chosen = Base.metadata.info.setdefault("flask_sequence_bind_key", bind_key)
+    if chosen != bind_key:
+        raise SetupError(
+            f"SEQUENCE_BIND_KEY is {bind_key!r}, and {chosen!r} in another application of this"
+            " process: all that share a process keep their runs under the same key."
+        )
+    if bind_key is not None:
+        Base.metadata.info["bind_key"] = bind_key
+
+
+def _resolve_foreign_keys(metadata: sa.MetaData, table: sa.Table) -> None:
+    # Of models that were defined before, and name our tables by a string.
+    for column in table.c:
+        for key in list(metadata._fk_memos.get((table.key, column.key), ())):
+            key._set_target_column(column)

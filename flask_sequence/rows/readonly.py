@@ -1,0 +1,67 @@
+"""Rows that are read-only, and tables that are missing: errors that say what to do."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ..errors import ReadOnlyError, SetupError
+from .driver_errors import is_missing_table
+from .models import MODELS, Base, SequenceRun
+
+_OUR_TABLE = re.compile(rf"\b({'|'.join(model.__tablename__ for model in MODELS)})\b")
+
+
+def refuse_writes(session: Session, context: t.Any, instances: t.Any) -> None:
+    """Refuse a flush that would write one of our rows past the methods that are there for it.
+
+    :param session: What is flushed.
+    :raises ReadOnlyError: If one was added, changed or deleted.
+    """
+    for row in session.new:
+        if isinstance(row, MODELS) and not (isinstance(row, SequenceRun) and row._started):
+            raise ReadOnlyError(
+                f"A {type(row).__name__} cannot be added by hand: start a run with"
+                " start(), for example ContactForm.start(name=...)."
+            )
+    for row in session.dirty:
+        if isinstance(row, MODELS) and (changed := _changed_columns(row)):
+            raise ReadOnlyError(
+                f"{', '.join(changed)} of a {type(row).__name__} cannot be set: its moves are"
+                " run.retry() and run.cancel(). Undo the change with db.session.rollback()."
+            )
+    for row in session.deleted:
+        if isinstance(row, MODELS):
+            raise ReadOnlyError(
+                f"A {type(row).__name__} cannot be deleted through the session: call run.cancel()"
+                " and leave it to SEQUENCE_RETENTION. Undo it with db.session.rollback()."
+            )
+
+
+def _changed_columns(row: Base) -> list[str]:
+    state = sa.inspect(row)
+    columns = state.mapper.column_attrs
+    return [column.key for column in columns if state.attrs[column.key].history.has_changes()]
+
+
+def name_missing_tables(context: sa.engine.ExceptionContext) -> SetupError | None:
+    """Say how to make our tables, where a statement found them missing.
+
+    :param context: The error of a driver.
+    """
+    reads_or_writes = (context.statement or "").startswith(("SELECT", "INSERT", "UPDATE", "DELETE"))
+    # Of the text only the first line: PostgreSQL repeats the statement in the next one.
+    problem, *_ = str(context.original_exception).splitlines() or [""]
+    if (
+        reads_or_writes
+        and _OUR_TABLE.search(problem)
+        and is_missing_table(context.original_exception)
+    ):
+        return SetupError(
+            "The tables of flask-sequence are missing in this database: run"
+            " 'flask sequence init' once, and 'flask db upgrade'."
+        )
+    return None

@@ -1,0 +1,159 @@
+"""How the moves of a held run are said in SQL: each form is made once, and compiled once."""
+
+from __future__ import annotations
+
+import functools
+import typing as t
+
+import sqlalchemy as sa
+
+from ..status import MOVES, Status, StepStatus
+from .claims import Claim
+from .dialects import Prepared, by_primary_key, clock, later, unindexed
+from .models import runs, step_runs
+
+
+class In(t.NamedTuple):
+    """A time as the value of a column: the database's clock at the statement, and some seconds."""
+
+    seconds: float
+
+
+NOW = In(0.0)
+
+_LITERALS = (None, 0, 1, NOW)
+"""The values that stand in the text of a statement: as parameters they would cost work."""
+
+Form = tuple[tuple[str, t.Any], ...]
+"""The columns that a statement sets; of each the literal, else ``value`` or ``delay``."""
+
+
+class History(t.NamedTuple):
+    """What a row of the history tells, besides the claim."""
+
+    status: StepStatus
+    label: str
+    error: str | None = None
+    traceback: str | None = None
+
+
+UPDATE_BY_ID: sa.Update = by_primary_key(sa.update(runs))
+"""An update of runs by their ids."""
+
+status_text: t.Any = unindexed(runs.c.status)
+"""The status, to be compared in an update by ids."""
+
+
+def move_held(
+    connection: sa.Connection,
+    claim: Claim,
+    target: Status,
+    values: t.Mapping[str, t.Any],
+    history: History | None = None,
+) -> bool:
+    """Move a run on by its claim, and write the history of the attempt that ends with it.
+
+    On PostgreSQL both are one statement.
+
+    :param connection: Where to.
+    :param claim: The claim, of the current version.
+    :param target: The status that follows.
+    :param values: What else changes, by column.
+    :param history: What the history is told; None: the attempt goes on, or does not count.
+    :return: Whether the version was still the run's.
+    """
+    assert target in MOVES[Status.RUNNING]
+    form, change = _split(values)
+    change |= {"run": claim.id, "held": claim.version, "target": target}
+    if history is None:
+        return _update(form).send(connection, change).rowcount == 1
+    told_form, told = _split(
+        {
+            "step": claim.step,
+            "attempt": claim.attempt,
+            "started_at": claim.step_started_at,
+            "status": history.status,
+            "worker": history.label,
+            "error": history.error,
+            "traceback": history.traceback,
+        },
+        prefix="told_",
+    )
+    if connection.dialect.name == "postgresql":
+        return _update_and_tell(form, told_form).send(connection, change | told).rowcount == 1
+    if _update(form).send(connection, change).rowcount != 1:
+        return False
+    _tell(told_form).send(connection, {"run": claim.id, **told})
+    return True
+
+
+def _split(values: t.Mapping[str, t.Any], prefix: str = "to_") -> tuple[Form, dict[str, t.Any]]:
+    """Tell what stands in the text of a statement from what is sent with it."""
+    form: list[tuple[str, t.Any]] = []
+    sent: dict[str, t.Any] = {}
+    for name, value in values.items():
+        if value in _LITERALS:
+            form.append((name, value))
+        elif isinstance(value, In):
+            form.append((name, "delay"))
+            sent[prefix + name] = round(value.seconds * 1_000_000)
+        else:
+            form.append((name, "value"))
+            sent[prefix + name] = value
+    return tuple(form), sent
+
+
+def _column(table: sa.Table, name: str, kind: t.Any, prefix: str) -> t.Any:
+    if kind == "value":
+        return sa.bindparam(prefix + name, type_=table.c[name].type)
+    if kind == "delay":
+        return later(sa.bindparam(prefix + name, type_=sa.BigInteger))
+    if kind == NOW:
+        return clock()
+    return sa.null() if kind is None else sa.literal_column(str(kind))
+
+
+def _updating(form: Form) -> sa.Update:
+    return UPDATE_BY_ID.where(
+        runs.c.id == sa.bindparam("run"),
+        runs.c.version == sa.bindparam("held"),
+        status_text == sa.literal_column(f"'{Status.RUNNING}'"),
+    ).values(
+        {
+            "status": sa.bindparam("target", type_=runs.c.status.type),
+            "version": runs.c.version + sa.literal_column("1"),
+            "updated_at": clock(),
+            **{name: _column(runs, name, kind, "to_") for name, kind in form},
+        }
+    )
+
+
+def _telling(form: Form) -> dict[str, t.Any]:
+    told = {
+        name: _column(step_runs, name, kind, "told_") for name, kind in form if kind is not None
+    }
+    return {**told, "finished_at": clock()}
+
+
+@functools.cache
+def _update(form: Form) -> Prepared:
+    return Prepared(_updating(form))
+
+
+@functools.cache
+def _tell(form: Form) -> Prepared:
+    return Prepared(sa.insert(step_runs).values(run_id=sa.bindparam("run"), **_telling(form)))
+
+
+@functools.cache
+def _update_and_tell(form: Form, told_form: Form) -> Prepared:
+    moved = _updating(form).returning(runs.c.id).cte("moved")
+    told = _telling(told_form)
+    return Prepared(
+        sa.insert(step_runs)
+        .from_select(
+            ["run_id", *told], sa.select(moved.c.id, *told.values()), include_defaults=False
+        )
+        .add_cte(moved)
+        .execution_options(preserve_rowcount=True)
+    )

@@ -1,0 +1,51 @@
+"""Run in a test what a worker would: the same runner, in place, without Celery."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from ..engine import runner
+from ..engine.sessions import own_transaction, set_aside
+from ..rows import reads
+from ..runtime import Runtime, runtime_of
+from ..worker.sweep import delete_if_ended
+
+
+def drain(app: Flask, *, ignore_due: bool = False, max_steps: int = 1000) -> int:
+    """Perform all that is due, and what follows from it, until nothing is.
+
+    It works in a test that is wrapped in a transaction of its own, where nothing is published.
+    Rows that ``db.session`` has loaded before are read afresh when they are looked at again.
+
+    :param app: The application.
+    :param ignore_due: Whether to perform at once also what is due later, as retries are.
+    :param max_steps: After how many attempts to give up.
+    :return: How many attempts at steps were made.
+    :raises AssertionError: If there were ``max_steps`` attempts and something is still due.
+
+    .. versionadded:: 0.1
+    """
+    runtime = runtime_of(app)
+    with set_aside(runtime):
+        return _drain(runtime, ignore_due, max_steps)
+
+
+def _drain(runtime: Runtime, ignore_due: bool, max_steps: int) -> int:
+    runner.stand_in(runtime)
+    attempts = 0
+    left_alone: set[tuple[int, int]] = set()
+    while True:
+        with own_transaction(runtime) as connection:
+            row = reads.first_waiting(connection, ignore_due=ignore_due, without=left_alone)
+        if row is None:
+            return attempts
+        if attempts >= max_steps:
+            raise AssertionError(
+                f"drain() made {attempts} attempts and run {row.id} is still due; raise max_steps"
+                " if that is right."
+            )
+        outcome = runner.advance(runtime, row.id, row.version, ignore_due=ignore_due)
+        delete_if_ended(runtime, row.id, outcome.status)
+        attempts += outcome.attempts
+        if outcome.attempts == 0:
+            left_alone.add((row.id, row.version))

@@ -1,0 +1,204 @@
+"""What a Celery worker does at its signals: it imports sequences, and has a keeper."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import logging
+import mmap
+import os
+import typing as t
+import uuid
+
+from celery import signals
+from celery.concurrency.prefork import TaskPool as Prefork
+from celery.concurrency.solo import TaskPool as Solo
+
+from ..definition.registry import get_sequence, sequence_names
+from ..engine.sessions import KeptConnection
+from ..errors import SetupError
+from ..rows.dialects import is_memory, most_connections
+from ..runtime import Runtime
+from .keeper import Keeper
+from .task import known_runtimes, runtime_for
+
+if t.TYPE_CHECKING:
+    from celery import Celery
+    from sqlalchemy import Engine
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
+
+
+def import_sequences(runtime: Runtime) -> None:
+    """Import the modules of ``SEQUENCE_IMPORTS``.
+
+    :raises SetupError: If one cannot be found.
+    """
+    for module in runtime.settings.imports:
+        try:
+            with runtime.app.app_context():  # some modules read current_app when imported
+                importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise
+            raise SetupError(
+                f"SEQUENCE_IMPORTS names {module!r}, and there is no such module here: give it as"
+                " you would import it, for example 'shop.sequences'."
+            ) from error
+
+
+def run_worker(celery: Celery, options: t.Iterable[str]) -> int:
+    """Run Celery's worker until it ends, and give its exit code, which ``worker_main`` drops.
+
+    :param celery: The Celery application.
+    :param options: The worker's options.
+    """
+    workers: list[t.Any] = []
+
+    def note(sender: t.Any, **_: t.Any) -> None:
+        workers.append(sender)
+
+    signals.worker_init.connect(note)
+    main: t.Any = celery.worker_main  # typed as if it never came back
+    main(["worker", *options])
+    return sum(worker.exitcode or 0 for worker in workers)
+
+
+def limited_steps(runtime: Runtime, queues: t.Collection[str]) -> list[str]:
+    """Name the steps with time limits that may come to a worker.
+
+    :param runtime: The application's runtime.
+    :param queues: The queues that the worker consumes.
+    """
+    return [
+        f"{definition.name}.{step.name}"
+        for definition in map(get_sequence, sequence_names())
+        for step in definition.steps
+        if (step.options.time_limit or step.options.soft_time_limit)
+        and runtime.queue_of(step.options, None) in queues
+    ]
+
+
+_keepers: dict[Runtime, Keeper] = {}
+_main_pids: set[int] = set()
+
+
+@signals.worker_init.connect(weak=False)
+def _on_init(sender: t.Any, **_: t.Any) -> None:
+    runtime = runtime_for(sender.app)
+    if runtime is None:
+        return
+    try:
+        _prepare(runtime)
+    except SetupError as error:
+        # Any other exception Celery would log, and start without.
+        raise SystemExit(f"Error: {error}") from error
+    except Exception as error:
+        logger.exception("A module that SEQUENCE_IMPORTS names cannot be imported")
+        raise SystemExit(1) from error
+    # RabbitMQ closes the channel where nudges wait for half an hour behind long steps, and Celery
+    # would end the worker.
+    sender.app.conf.broker_channel_error_retry = True
+
+
+def _prepare(runtime: Runtime) -> None:
+    import_sequences(runtime)
+    with runtime.app.app_context():
+        runtime.engine = runtime.db.engines[runtime.settings.bind_key]
+        if is_memory(runtime.engine):
+            raise SetupError(
+                "The database is SQLite in memory, which a worker cannot share with the"
+                " application: use a file, for example sqlite:///app.db."
+            )
+    runtime.worker_id = uuid.uuid4().hex
+    runtime.in_worker = True
+    runtime.stop_flag = mmap.mmap(-1, 1)
+    _main_pids.add(os.getpid())
+
+
+@signals.worker_process_init.connect(weak=False)
+def _on_process_init(**_: t.Any) -> None:
+    if os.getpid() in _main_pids:
+        return  # the solo pool's
+    for runtime in known_runtimes():
+        with runtime.app.app_context():
+            for engine in runtime.db.engines.values():
+                engine.dispose(close=False)  # the parent's connections stay the parent's
+        if runtime.engine is not None and _can_keep(runtime.engine):
+            runtime.kept = KeptConnection(runtime.engine)
+
+
+def _can_keep(engine: Engine) -> bool:
+    """Tell whether a process may keep a connection, and steps still find some in the pool."""
+    most = most_connections(engine)
+    return engine.dialect.name == "postgresql" and (most is None or most > 2)
+
+
+@signals.worker_ready.connect(weak=False)
+def _on_ready(sender: t.Any, **_: t.Any) -> None:
+    runtime = runtime_for(sender.app)
+    if runtime is None or runtime.worker_id is None:
+        return
+    keeper = _keepers[runtime] = Keeper(runtime, sender)
+    _warn_of_limits(runtime, keeper, sender.pool)
+    _warn_of_connections(runtime, sender.pool, sender.controller.concurrency)
+    with contextlib.suppress(Exception):
+        keeper.look()  # at once, so that the first claims are of a living worker
+    keeper.start()
+
+
+def _warn_of_limits(runtime: Runtime, keeper: Keeper, pool: t.Any) -> None:
+    limited = [] if isinstance(pool, Prefork) else limited_steps(runtime, keeper.queues)
+    if limited:
+        logger.warning(
+            "This worker's pool keeps no time limits, which these steps have: %s. Use --pool"
+            " prefork, or give them a queue that only a worker with that pool consumes.",
+            ", ".join(limited),
+        )
+
+
+def _warn_of_connections(runtime: Runtime, pool: t.Any, slots: int) -> None:
+    assert runtime.engine is not None
+    most = most_connections(runtime.engine)
+    if isinstance(pool, (Prefork, Solo)) or most is None or slots <= most:
+        return
+    logger.warning(
+        "This worker performs %s steps at once, and SQLAlchemy's pool has %s connections for them:"
+        " the others wait, and their runs are not claimed. Set SQLALCHEMY_ENGINE_OPTIONS ="
+        " {'pool_size': %s}, or start it with -c %s.",
+        slots,
+        most,
+        slots,
+        most,
+    )
+
+
+@signals.worker_shutting_down.connect(weak=False)
+def _on_shutting_down(**_: t.Any) -> None:
+    if os.getpid() in _main_pids:
+        for runtime in known_runtimes():
+            if runtime.stop_flag is not None:
+                runtime.stop_flag[0] = 1
+
+
+@signals.worker_shutdown.connect(weak=False)
+def _on_shutdown(sender: t.Any, **_: t.Any) -> None:
+    if (runtime := runtime_for(sender.app)) is not None:
+        _stop(runtime)
+
+
+def _stop(runtime: Runtime) -> None:
+    keeper = _keepers.pop(runtime, None)
+    if keeper is not None:
+        keeper.stop()
+        runtime.worker_id, runtime.in_worker, runtime.stop_flag = None, False, None
+        runtime.engine = None
+
+
+@atexit.register
+def _stop_all() -> None:
+    # A cold shutdown sends no signal.
+    if os.getpid() in _main_pids:
+        for runtime in list(_keepers):
+            _stop(runtime)

@@ -1,0 +1,196 @@
+"""The one Celery task, and the way of its messages."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+import typing as t
+import weakref
+
+from celery import Celery, Task, shared_task
+from celery.exceptions import WorkerShutdown, WorkerTerminate
+from flask import Flask
+
+from ..broker.embedded import make_celery
+from ..broker.publisher import publisher_of
+from ..engine import runner
+from ..engine.control import MOST_NUDGES
+from ..errors import SetupError
+from ..failures import sanitise
+from ..rows.models import FORMAT
+from ..runtime import TASK, Nudge, Runtime
+from .sweep import delete_if_ended
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
+
+MOST = 2**63 - 1
+"""No id and no version reaches it; a database's integers end here."""
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+_making = threading.RLock()
+
+
+def known_runtimes() -> list[Runtime]:
+    """Give the runtimes of all applications in this process."""
+    return list(_runtimes)
+
+
+def register(runtime: Runtime) -> None:
+    """Let the task find an application by its Celery application.
+
+    :param runtime: The application's runtime.
+    """
+    _runtimes.add(runtime)
+
+
+def find_celery(app: Flask) -> Celery:
+    """Give the Celery application of a Flask application, and make one where there is none.
+
+    :param app: The Flask application.
+    :raises SetupError: If something else stands in its place.
+    """
+    with _making:
+        celery = app.extensions.get("celery") or make_celery(app)
+    if not isinstance(celery, Celery):
+        raise SetupError(
+            f'app.extensions["celery"] is no Celery application but a {type(celery).__name__}: pass'
+            " yours to the extension, as Sequence(celery=celery_app)."
+        )
+    return celery
+
+
+def runtime_for(celery: Celery) -> Runtime | None:
+    """Find the application that a Celery application belongs to; the newest, if there are more.
+
+    :param celery: The Celery application.
+    """
+    found = [runtime for runtime in known_runtimes() if runtime.known_celery is celery]
+    return max(found, key=lambda runtime: runtime.number, default=None)
+
+
+# Performing
+
+
+@shared_task(
+    name=TASK,
+    base=Task,  # not the application's: its __call__ would push an app context around ours
+    bind=True,
+    typing=False,
+    ignore_result=True,
+    acks_late=False,
+    reject_on_worker_lost=False,
+    max_retries=None,
+    Request="flask_sequence.worker.repeats:NudgeRequest",
+)
+def _advance(task: t.Any, /, *args: t.Any, **message: t.Any) -> None:
+    """Perform what a nudge points at; ``flask_sequence.advance``."""
+    runtime = runtime_for(task.app)
+    if runtime is None:
+        logger.error(
+            "A nudge came to a Celery application that no Sequence extension knows: create the"
+            " Flask application in the module that the worker is started with."
+        )
+        return
+    nudge = _read(message)
+    if args or nudge is None:
+        shown = sanitise(repr({"args": args, **message})[:200])
+        logger.warning("Left alone: a message that is no nudge of this version: %s", shown)
+        return
+    perform(runtime, *nudge, limits=_limits(task.request), label=task.request.shadow or "")
+
+
+def _limits(request: t.Any) -> runner.Limits | None:
+    # Of a nudge that was redirected, too, a hook of the application may change the limits.
+    if request.is_eager or request.retries:
+        return None
+    hard, soft = request.timelimit or (None, None)
+    return hard, soft
+
+
+def _read(message: dict[str, t.Any]) -> tuple[int, int] | None:
+    form, run_id, version = (message.get(name) for name in ("format", "id", "version"))
+    numbers = all(type(n) is int and 0 <= n < MOST for n in (form, run_id, version))
+    if not numbers or form != FORMAT:
+        return None
+    return t.cast("tuple[int, int]", (run_id, version))
+
+
+def perform(
+    runtime: Runtime,
+    run_id: int,
+    version: int,
+    *,
+    ignore_due: bool = False,
+    limits: runner.Limits | None = None,
+    label: str = "",
+) -> runner.Outcome:
+    """Run the runner for a nudge, and publish what follows.
+
+    :param runtime: The application's runtime.
+    :param run_id: The run.
+    :param version: The version that the nudge names.
+    :param ignore_due: Whether to perform it before its time.
+    :param limits: The time limits of the message that brought the nudge; None: do not compare.
+    :param label: The sequence and the step that the message names in logs, perhaps; a hint.
+    """
+    outcome = runner.advance(
+        runtime,
+        run_id,
+        version,
+        ignore_due=ignore_due,
+        limits=limits,
+        label=label,
+        is_shutdown=_is_shutdown,
+    )
+    delete_if_ended(runtime, run_id, outcome.status)
+    if outcome.nudge is not None:
+        publish(runtime, [outcome.nudge])
+    return outcome
+
+
+def _is_shutdown(error: BaseException) -> bool:
+    return isinstance(error, (WorkerShutdown, WorkerTerminate))
+
+
+# Publishing
+
+
+def publish(runtime: Runtime, nudges: t.Sequence[Nudge]) -> None:
+    """Send nudges within the time that a commit may take; whatever is not sent the sweep brings.
+
+    :param runtime: The application's runtime.
+    :param nudges: What to send; at most 100 are. In eager mode all are performed at once.
+    """
+    if not nudges:
+        return
+    if runtime.is_eager:
+        _perform_eagerly(runtime, nudges)
+    else:
+        publisher_of(runtime).publish(nudges[:MOST_NUDGES])
+
+
+_eager = threading.local()
+_standing_in = threading.Lock()
+
+
+def _perform_eagerly(runtime: Runtime, nudges: t.Sequence[Nudge]) -> None:
+    # In a loop, not by recursion: a run of many steps publishes from inside its own task.
+    waiting: collections.deque[tuple[Runtime, Nudge]] | None = getattr(_eager, "waiting", None)
+    added = [(runtime, nudge) for nudge in nudges]
+    if waiting is not None:
+        waiting.extend(added)
+        return
+    _eager.waiting = waiting = collections.deque(added)
+    errors = []
+    try:
+        while waiting:
+            its_runtime, nudge = waiting.popleft()
+            with _standing_in:
+                runner.stand_in(its_runtime)
+            outcome = perform(its_runtime, nudge.run_id, nudge.version, ignore_due=True)
+            errors += [outcome.error] if outcome.error else []
+    finally:
+        del _eager.waiting
+    if errors and runtime.celery.conf.task_eager_propagates:
+        raise errors[0]

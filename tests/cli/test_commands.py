@@ -1,0 +1,473 @@
+"""`flask sequence ...`: what it does, what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import typing as t
+from pathlib import Path
+from unittest.mock import Mock
+
+import flask
+import pytest
+from celery import Celery, signals
+from click.testing import Result
+from flask import Flask
+
+from flask_sequence import BaseSequence, SequenceRun, Status, Step
+from flask_sequence.cli import sequence_cli
+from flask_sequence.cli.text import escape
+from flask_sequence.runtime import runtime_of
+from flask_sequence.testing import drain
+from tests.support.application import db
+from tests.support.workers import ROOT, Worker, write_module
+
+MakeApp = t.Callable[..., Flask]
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+
+
+class Greet(Step):
+    def perform(self) -> None:
+        self.data["greeted"] = True
+
+
+class Fail(Step):
+    max_retries = 0
+
+    def perform(self) -> None:
+        if "mended" not in self.data:
+            raise ValueError("\x1b[31mred\nalert")
+
+
+class CliForm(BaseSequence):
+    steps = (Greet, Fail)
+
+
+class CliOther(BaseSequence):
+    steps = (Greet,)
+
+
+@pytest.fixture
+def sqlite_app(make_app: MakeApp, sqlite_url: str) -> Flask:
+    """An application on SQLite."""
+    return make_app(sqlite_url)
+
+
+def run(app: Flask, *arguments: str, code: int = 0) -> Result:
+    """Run a command of `flask sequence`, and look at its exit code."""
+    result = app.test_cli_runner().invoke(args=("sequence", *arguments))
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def refused(app: Flask, *arguments: str, code: int = 1) -> str:
+    """Run a command that prints nothing but an error, and give that."""
+    result = run(app, *arguments, code=code)
+    assert result.stdout == ""
+    return result.stderr
+
+
+def load(app: Flask, run_id: int) -> SequenceRun:
+    """Give a run as it is committed."""
+    with app.app_context():
+        found = db.session.get(SequenceRun, run_id)
+        assert found is not None
+        db.session.expunge(found)
+        return found
+
+
+def fail(app: Flask, *data: str) -> str:
+    """Start a run that fails, perform it, and give its id."""
+    run_id = run(app, "start", "CliForm", *data).stdout.strip()
+    drain(app)
+    return run_id
+
+
+def test_the_way_of_a_run(app: Flask) -> None:
+    started = run(app, "start", "CliForm", "name=Jo=el", "age:=41", 'tags:=["a", null]')
+    assert re.fullmatch(r"[1-9]\d*\n", started.stdout)
+    assert started.stderr == ""
+    run_id = started.stdout.strip()
+    assert dict(load(app, int(run_id)).data) == {"name": "Jo=el", "age": 41, "tags": ["a", None]}
+
+    drain(app)
+    assert load(app, int(run_id)).status is Status.FAILED
+    assert re.search(rf"^{run_id} +CliForm +Fail +failed +{TIME}$", listed(app), re.MULTILINE)
+
+    run(app, "retry", run_id)
+    assert load(app, int(run_id)).status is Status.WAITING
+    run(app, "cancel", run_id)
+    assert load(app, int(run_id)).status is Status.CANCELLED
+
+
+def listed(app: Flask, *arguments: str) -> str:
+    return run(app, "list", *arguments).stdout
+
+
+# start
+
+
+def test_data_may_be_one_object(sqlite_app: Flask) -> None:
+    more = '{"name": "Joel", "nested": {"b": [1.5]}}'
+    run_id = run(sqlite_app, "start", "CliForm", "a:b=c:=d", "--data", more).stdout
+
+    assert dict(load(sqlite_app, int(run_id)).data) == {
+        "name": "Joel",
+        "nested": {"b": [1.5]},
+        "a:b": "c:=d",
+    }
+
+
+def test_options_of_a_start(sqlite_app: Flask) -> None:
+    options = ("--key", "order-17", "--countdown", "600", "--queue", "mail")
+
+    run_id = run(sqlite_app, "start", "CliForm", *options).stdout
+
+    row = load(sqlite_app, int(run_id))
+    assert (row.key, row.queue) == ("order-17", "mail")
+    assert row.due_at is not None
+    assert 590 < (row.due_at - row.created_at).total_seconds() < 610
+    assert run(sqlite_app, "start", "CliForm", "--key", "order-17").stdout == run_id
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["name"], "write key=text or key:=JSON"),
+        (["=x"], "write key=text or key:=JSON"),
+        ([":=1"], "write key=text or key:=JSON"),
+        (["n:=x"], "this is no JSON"),
+        (["n=1", "n=2"], "'n' is given twice"),
+        (["n=1", "--data", '{"n": 2}'], "'n' is given twice"),
+        (["--data", "[1]"], "--data must be a JSON object"),
+        (["--data", "{"], "this is no JSON"),
+        (["--countdown", "-1"], "--countdown"),
+        (["--unknown"], "No such option"),
+    ],
+)
+def test_a_start_that_is_written_wrongly(
+    sqlite_app: Flask, arguments: list[str], told: str
+) -> None:
+    assert told in refused(sqlite_app, "start", "CliForm", *arguments, code=2)
+    assert listed(sqlite_app).count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["Nope"], "No sequence 'Nope' is known here"),
+        (["CliForm", "n:=NaN"], 'data["n"]'),
+        (["CliForm", "--key", " "], "set(key="),
+    ],
+)
+def test_a_start_that_is_refused(sqlite_app: Flask, arguments: list[str], told: str) -> None:
+    error = refused(sqlite_app, "start", *arguments)
+
+    assert told in error
+    assert error.startswith("Error: ")
+    assert error.count("\n") == 1
+    assert listed(sqlite_app).count("\n") == 1
+
+
+# list
+
+
+def test_the_columns_are_aligned(sqlite_app: Flask) -> None:
+    fail(sqlite_app)
+    run(sqlite_app, "start", "CliOther")
+
+    header, newer, older = listed(sqlite_app).splitlines()
+
+    assert header.split() == ["ID", "SEQUENCE", "STEP", "STATUS", "UPDATED"]
+    assert newer.split()[:4] == ["2", "CliOther", "Greet", "waiting"]
+    assert older.split()[:4] == ["1", "CliForm", "Fail", "failed"]
+    places = [header.index(name) for name in header.split()]
+    for line in (newer, older):
+        assert [line.index(cell) for cell in line.split()] == places
+
+
+def test_a_list_can_be_narrowed(sqlite_app: Flask) -> None:
+    fail(sqlite_app)
+    for name in ("CliOther", "CliForm"):
+        run(sqlite_app, "start", name)
+
+    def ids(*arguments: str) -> list[str]:
+        return [line.split()[0] for line in listed(sqlite_app, *arguments).splitlines()[1:]]
+
+    assert ids() == ["3", "2", "1"]
+    assert ids("--limit", "2") == ["3", "2"]
+    assert ids("--status", "failed") == ["1"]
+    assert ids("--sequence", "CliForm") == ["3", "1"]
+    assert ids("--sequence", "CliForm", "--status", "waiting") == ["3"]
+    assert "'over' is not one of 'waiting'" in refused(
+        sqlite_app, "list", "--status", "over", code=2
+    )
+
+
+# show
+
+
+def test_show_tells_all_of_a_run(sqlite_app: Flask) -> None:
+    run_id = fail(sqlite_app, "name=Zoë \u202e\x1b[2J", "when:=[1]")
+
+    shown = run(sqlite_app, "show", run_id).stdout
+
+    assert re.search(rf"^id +{run_id}$", shown, re.MULTILINE)
+    assert re.search(r"^status +failed$", shown, re.MULTILINE)
+    assert re.search(rf"^updated +{TIME}$", shown, re.MULTILINE)
+    assert re.search(r"^error +ValueError: .*red.*alert$", shown, re.MULTILINE)
+    assert '\n    "name": "Zoë \\u202e\\u001b[2J",\n    "when": [\n' in shown
+    assert re.search(rf"^  Greet +1 +finished +{TIME} +\S+:\d+$", shown, re.MULTILINE)
+    assert re.search(rf"^  Fail +1 +failed +{TIME} +\S+ +ValueError: ", shown, re.MULTILINE)
+    assert "Traceback" not in shown
+    assert not set(shown) & {"\x1b", "\u202e"}
+
+
+def test_show_gives_tracebacks_when_asked(sqlite_app: Flask) -> None:
+    shown = run(sqlite_app, "show", fail(sqlite_app), "--traceback").stdout
+
+    assert "\nFail, attempt 1\n  Traceback (most recent call last):\n" in shown
+    assert "in perform" in shown
+    assert "\x1b" not in shown
+
+
+def test_show_masks_secrets(sqlite_app: Flask) -> None:
+    data = (
+        '{"password": "hush", "nested": [{"API_Token": {"a": "hush"}, "client-secret": "hush"}],'
+        ' "headers": {"Authorization": "hush"}, "passwd": "hush", "name": "Joel"}'
+    )
+    run_id = run(sqlite_app, "start", "CliForm", "--data", data).stdout.strip()
+
+    shown = run(sqlite_app, "show", run_id).stdout
+
+    assert "hush" not in shown
+    assert shown.count('"***"') == 5
+    assert '"name": "Joel"' in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb\x1b[0m", "a\\nb\\x1b[0m"),
+        ("\x9b\u2028\u2066\ud800", "\\x9b\\u2028\\u2066\\ud800"),
+        ("Zoë \u200d 👩‍🚀 \\ 'x'", "Zoë \u200d 👩‍🚀 \\ 'x'"),
+    ],
+)
+def test_control_characters_do_nothing(text: str, shown: str) -> None:
+    assert escape(text) == shown
+
+
+# Moves
+
+
+def test_moves_that_are_refused(sqlite_app: Flask) -> None:
+    run_id = run(sqlite_app, "start", "CliOther").stdout.strip()
+    assert "only a failed run can be retried" in refused(sqlite_app, "retry", run_id)
+
+    drain(sqlite_app)
+    assert "is finished already" in refused(sqlite_app, "cancel", run_id)
+
+
+@pytest.mark.parametrize("command", ["show", "retry", "cancel"])
+def test_a_run_that_is_not_there(sqlite_app: Flask, command: str) -> None:
+    assert "There is no run 99" in refused(sqlite_app, command, "99")
+    assert "Invalid value for 'ID'" in refused(sqlite_app, command, "first", code=2)
+    assert "Invalid value for 'ID'" in refused(sqlite_app, command, str(2**63), code=2)
+
+
+# The application
+
+
+def test_missing_tables_are_told(make_app: MakeApp, empty_database_url: str) -> None:
+    app = make_app(empty_database_url)
+
+    for command in (("list",), ("show", "1"), ("start", "CliForm")):
+        error = refused(app, *command)
+        assert "flask sequence init" in error
+        assert error.count("\n") == 1
+
+
+def test_sequences_are_imported_first(
+    make_app: MakeApp, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+        from flask import current_app
+        from flask_sequence import BaseSequence, step
+
+        @step(queue=current_app.name)
+        def nothing(data):
+            pass
+
+        class Imported(BaseSequence):
+            steps = (nothing,)
+    """
+    monkeypatch.syspath_prepend(str(tmp_path))
+    app = make_app(sqlite_url, SEQUENCE_IMPORTS=[write_module(tmp_path, source, "cli_imported")])
+
+    run(app, "start", "Imported")
+
+    missing = make_app(sqlite_url, SEQUENCE_IMPORTS=["cli_missing"])
+    assert "SEQUENCE_IMPORTS names 'cli_missing'" in refused(missing, "list")
+
+
+def test_every_help_text_has_examples(sqlite_app: Flask) -> None:
+    for name in sorted(sequence_cli.commands):
+        shown = run(sqlite_app, name, "--help").stdout
+        assert f"  Examples:\n    flask sequence {name}" in shown
+    assert "  Examples:\n    flask sequence init" in run(sqlite_app, "--help").stdout
+
+
+def test_a_database_that_does_not_answer_is_told(make_app: MakeApp, tmp_path: Path) -> None:
+    app = make_app(f"sqlite:///{tmp_path}/missing/app.sqlite")
+
+    for command in (("list",), ("start", "CliForm")):
+        error = refused(app, *command)
+        assert "unable to open database file" in error
+        assert "SQLALCHEMY_DATABASE_URI" in error
+        assert error.count("\n") == 1
+
+
+def test_the_command_is_known_wherever_the_package_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    module, _, name = project["entry-points"]["flask.commands"]["sequence"].partition(":")
+    assert getattr(importlib.import_module(module), name) is sequence_cli
+
+
+def test_an_application_without_the_extension_is_told_so() -> None:
+    result = Flask("bare").test_cli_runner().invoke(sequence_cli, ["list"])
+    assert result.exit_code == 1
+    assert "call sequence.init_app(app)" in result.stderr
+
+
+# worker
+
+
+def test_the_worker_gets_all_options_and_no_app_context(
+    sqlite_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[str], bool]] = []
+
+    def worker_main(celery: Celery, arguments: list[str]) -> None:
+        seen.append((arguments, flask.has_app_context()))
+        assert celery is runtime_of(sqlite_app).celery
+
+    monkeypatch.setattr(Celery, "worker_main", worker_main)
+
+    with sqlite_app.app_context():
+        run(sqlite_app, "worker", "-c", "4", "-P", "threads", "--loglevel=info", "-Q", "a,b")
+
+    expected = ["worker", "-c", "4", "-P", "threads", "--loglevel=info", "-Q", "a,b"]
+    assert seen == [(expected, False)]
+
+
+@pytest.mark.parametrize("code", [None, 0, 1])
+def test_a_worker_that_failed_says_so_to_the_service_manager(
+    sqlite_app: Flask, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    def worker_main(celery: Celery, arguments: list[str]) -> None:
+        signals.worker_init.send(sender=Mock(app=Celery("other"), exitcode=code))
+
+    monkeypatch.setattr(Celery, "worker_main", worker_main)
+    run(sqlite_app, "worker", code=code or 0)
+
+
+def test_the_worker_stays_in_the_foreground(sqlite_app: Flask) -> None:
+    for option in ("-D", "--detach"):
+        assert "service manager" in refused(sqlite_app, "worker", option, code=2)
+
+
+@pytest.mark.parametrize(
+    "options", [("-P", "gevent"), ("-Pgevent",), ("-c", "9", "--pool=eventlet", "-Q", "x")]
+)
+def test_a_pool_that_patches_python_is_left_to_celerys_own_command(
+    sqlite_app: Flask, options: tuple[str, ...]
+) -> None:
+    assert "celery -A MODULE worker" in refused(sqlite_app, "worker", *options, code=2)
+
+
+def test_a_wrong_option_of_the_worker(sqlite_app: Flask) -> None:
+    assert "--bananas" in refused(sqlite_app, "worker", "--bananas", code=2)
+
+
+# From outside
+
+APPLICATION = """
+    import flask
+    from celery import signals
+    from flask import Flask
+    from flask_migrate import Migrate
+    from flask_sqlalchemy import SQLAlchemy
+    from flask_sequence import BaseSequence, Sequence, step
+
+    db = SQLAlchemy()
+
+    @step
+    def greet(data):
+        data["greeting"] = f"Hello {data['name']}"
+
+    class Hello(BaseSequence):
+        steps = (greet,)
+
+    @signals.worker_ready.connect
+    @signals.worker_process_init.connect
+    def tell(**_):
+        print(f"app context: {flask.has_app_context()}", flush=True)
+
+    def create_app():
+        app = Flask(__name__)
+        app.config.update(
+            TESTING=True,
+            SQLALCHEMY_DATABASE_URI="sqlite:///hello.sqlite",
+            SEQUENCE_SWEEP_SECONDS=0.5,
+        )
+        db.init_app(app)
+        Migrate(app, db)
+        Sequence(app)
+        return app
+"""
+
+
+def command(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command of `flask` as a person would, and look at its exit code."""
+    done = subprocess.run(
+        (sys.executable, "-m", "flask", "--app", "hello", *arguments),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, (done.stdout, done.stderr)
+    return done
+
+
+def test_from_an_empty_folder_to_a_finished_run(
+    tmp_path: Path, start_worker: t.Callable[..., Worker]
+) -> None:
+    write_module(tmp_path, APPLICATION, "hello")
+
+    written = command(tmp_path, "sequence", "init").stdout
+    assert re.search(r"^Wrote migrations/versions/flask_sequence_1_\w+\.py$", written, re.M)
+    assert "Nothing to do" in command(tmp_path, "sequence", "init").stdout
+    missing = command(tmp_path, "sequence", "start", "Hello", "name=Joel", code=1)
+    assert (missing.stdout, missing.stderr.count("\n")) == ("", 1)
+    command(tmp_path, "db", "upgrade")
+
+    started = command(tmp_path, "sequence", "start", "Hello", "name=Joel")
+    assert (started.stdout, started.stderr) == ("1\n", "")
+    worker = start_worker("hello", "-c", "1")
+    worker.wait_for("succeeded")
+    shown = command(tmp_path, "sequence", "show", "1").stdout
+    assert re.search(r"^status +finished$", shown, re.MULTILINE)
+    assert '"greeting": "Hello Joel"' in shown
+    assert worker.stop() == 0
+    assert worker.log.count("app context: False") == 2
+    assert "app context: True" not in worker.log
+
+    assert command(tmp_path, "sequence", "retry", "1", code=1).stdout == ""
+    assert command(tmp_path, "sequence", "start", code=2).stdout == ""
+    assert "--autoscale" in command(tmp_path, "sequence", "worker", "--help").stdout

@@ -1,0 +1,133 @@
+"""What a run costs: which statements are sent for it, and when the data travel."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+
+from flask_sequence import Status
+from flask_sequence.engine.runner import advance
+from tests.support.application import db
+from tests.support.stepping import Stepping, make_step, note_by_core
+
+MakeStepping = t.Callable[..., Stepping]
+
+MOVES = {
+    "postgresql": ["WITH"],  # the move and its row of the history are one statement
+    "mariadb": ["UPDATE", "INSERT", "RELEASE"],
+    "sqlite": ["UPDATE", "INSERT"],
+}
+CLAIMS = {
+    "postgresql": ["SELECT", "UPDATE"],
+    "mariadb": ["SELECT", "UPDATE", "SELECT"],
+    "sqlite": ["SELECT", "UPDATE"],
+}
+
+
+class Sent:
+    """What an application sends to its database, statement by statement."""
+
+    def __init__(self, stepping: Stepping) -> None:
+        self.statements: list[tuple[str, t.Any]] = []
+        self.isolation: list[str | None] = []
+        """The isolation level that was chosen for each, in a connection's options."""
+        self.dialect = stepping.dialect
+        with stepping.app.app_context():
+            sa.event.listen(db.engine, "before_cursor_execute", self._record)
+            sa.event.listen(db.engine, "commit", lambda connection: self._note("COMMIT"))
+
+    def _record(
+        self, connection: t.Any, cursor: t.Any, statement: str, values: t.Any, *_: t.Any
+    ) -> None:
+        self._note(statement, values)
+        self.isolation.append(connection.get_execution_options().get("isolation_level"))
+
+    def _note(self, statement: str, values: t.Any = ()) -> None:
+        self.statements.append((statement, values))
+
+    @property
+    def verbs(self) -> list[str]:
+        """The first word of each."""
+        return [statement.split()[0] for statement, _ in self.statements]
+
+    def carrying(self, text: str) -> int:
+        """Count those that write a text."""
+        return sum(text in str(values) for _, values in self.statements)
+
+    @property
+    def reading_data(self) -> int:
+        """Count those that read the data."""
+        asked = re.compile(r"\bdata( AS TEXT\))? AS text\b")
+        return sum(bool(asked.search(statement)) for statement, _ in self.statements)
+
+
+@pytest.fixture
+def bursting(make_app: t.Callable[..., Flask], database_url: str) -> Stepping:
+    """An application whose runs are performed in one burst, and that has performed one."""
+    stepping = Stepping(make_app(database_url, SEQUENCE_BURST_SECONDS=60))
+    stepping.run(make_step(lambda step: note_by_core("first"), "first"))
+    return stepping
+
+
+def test_a_step_costs_one_move_and_one_commit(bursting: Stepping) -> None:
+    steps = [make_step(lambda step: note_by_core("own"), f"s{number}") for number in range(3)]
+    run_id = bursting.start(*steps)
+    sent = Sent(bursting)
+    assert bursting.advance(run_id).status is Status.FINISHED
+    guard = ["SAVEPOINT"] if bursting.dialect == "mariadb" else []
+    step = [*guard, "INSERT", *MOVES[bursting.dialect], "COMMIT"]
+    assert sent.verbs == [*CLAIMS[bursting.dialect], "COMMIT", *step * 3]
+
+
+def test_a_step_that_touches_no_session_costs_its_move(bursting: Stepping) -> None:
+    def count(step: t.Any) -> None:
+        step.data["number"] += 1
+
+    run_id = bursting.start(*(make_step(count, f"s{number}") for number in range(3)), number=0)
+    sent = Sent(bursting)
+    assert bursting.advance(run_id).status is Status.FINISHED
+    begin = ["BEGIN"] if bursting.dialect == "sqlite" else []
+    move = [verb for verb in MOVES[bursting.dialect] if verb != "RELEASE"]
+    assert sent.verbs == [*CLAIMS[bursting.dialect], "COMMIT", *[*begin, *move, "COMMIT"] * 3]
+    # On PostgreSQL it commits for itself: a transaction would cost two round trips more.
+    isolation = {"postgresql": "AUTOCOMMIT"}.get(bursting.dialect)
+    assert set(sent.isolation[len(CLAIMS[bursting.dialect]) :]) == {isolation}
+    assert bursting.row(run_id).data["number"] == 3
+
+
+def test_a_message_that_names_the_step_spares_the_look(bursting: Stepping) -> None:
+    run_id = bursting.start(make_step(lambda step: None, "s0"))
+    label = f"{bursting.row(run_id).sequence}.s0"
+    sent = Sent(bursting)
+    assert bursting.advance(run_id, limits=(None, None), label=label).status is Status.FINISHED
+    claim = ["UPDATE"] if bursting.dialect == "postgresql" else CLAIMS[bursting.dialect]
+    assert sent.verbs[: len(claim) + 1] == [*claim, "COMMIT"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_stale_nudge_costs_a_look(bursting: Stepping, named: bool) -> None:
+    run_id = bursting.start(make_step(lambda step: None, "s0"))
+    row = bursting.row(run_id)
+    bursting.set(run_id, version=row.version + 1)
+    sent = Sent(bursting)
+    label = f"{row.sequence}.s0" if named else ""
+    outcome = advance(bursting.runtime, run_id, row.version, limits=(None, None), label=label)
+    assert outcome.status is None
+    unseen = ["UPDATE"] if named and bursting.dialect == "postgresql" else []
+    assert sent.verbs == [*unseen, "SELECT", "COMMIT"]
+
+
+def test_large_data_travel_once_each_way(bursting: Stepping) -> None:
+    def change(step: t.Any) -> None:
+        step.data["number"] += 1
+
+    idle = [make_step(lambda step: None, f"s{number}") for number in range(3)]
+    run_id = bursting.start(*idle, make_step(change, "change"), number=0, large="x" * 1_000_000)
+    sent = Sent(bursting)
+    assert bursting.advance(run_id).status is Status.FINISHED
+    assert (sent.reading_data, sent.carrying("x" * 1_000_000)) == (1, 1)
+    assert bursting.row(run_id).data["number"] == 1

@@ -1,0 +1,308 @@
+"""The clock, short transactions, and which errors deserve another try."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import sqlite3
+import typing as t
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from flask_sequence.rows.columns import UTCDateTime
+from flask_sequence.rows.dialects import (
+    SERVER_SECONDS,
+    Prepared,
+    begin_immediate,
+    bounded_lock_wait,
+    clock,
+    is_memory,
+    later,
+    release_guard,
+    set_guard,
+    short_engine,
+    short_transaction,
+    single_statements,
+)
+from flask_sequence.rows.driver_errors import is_lock_timeout, is_missing_table, is_transient
+from flask_sequence.rows.models import runs
+from tests.support.application import Effect
+from tests.support.stepping import Stepping, note
+
+
+@pytest.fixture
+def engine(database_url: str) -> t.Iterator[sa.Engine]:
+    """An engine as an application makes it."""
+    engine = sa.create_engine(database_url, poolclass=NullPool)
+    yield engine
+    engine.dispose()
+
+
+def insert(connection: sa.Connection) -> None:
+    connection.execute(sa.insert(Effect).values(note="x", step=""))
+
+
+def count(engine: sa.Engine) -> int:
+    with engine.connect() as connection:
+        return connection.scalar(sa.select(sa.func.count()).select_from(Effect)) or 0
+
+
+def test_the_clock_is_that_of_the_statement(engine: sa.Engine) -> None:
+    with engine.connect() as connection:
+        first = connection.scalar(sa.select(clock()))
+        pause = {
+            "sqlite": "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 400000)"
+            " SELECT count(*) FROM n",
+            "postgresql": "SELECT pg_sleep(0.05)",
+        }.get(engine.dialect.name, "SELECT SLEEP(0.05)")
+        connection.exec_driver_sql(pause)
+        second, soon, ago = connection.execute(
+            sa.select(clock(), later(90.5), later(-86400.25))
+        ).one()
+    assert isinstance(first, datetime.datetime)
+    assert first.utcoffset() == datetime.timedelta(0)
+    assert abs((datetime.datetime.now(datetime.UTC) - first).total_seconds()) < 5
+    assert second > first
+    assert (soon - second).total_seconds() == pytest.approx(90.5, abs=0.01)
+    assert (ago - second).total_seconds() == pytest.approx(-86400.25, abs=0.01)
+
+
+def test_a_short_transaction_commits_or_rolls_back(engine: sa.Engine) -> None:
+    with short_transaction(engine) as connection:
+        insert(connection)
+    assert count(engine) == 1
+    with contextlib.suppress(KeyError), short_transaction(engine) as connection:
+        insert(connection)
+        raise KeyError
+    with single_statements(engine) as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(Effect)) == 1
+
+
+def test_a_short_transaction_in_that_of_a_test(engine: sa.Engine) -> None:
+    with engine.connect() as outer:
+        transaction = outer.begin()
+        with short_transaction(outer) as connection:
+            insert(connection)
+        with contextlib.suppress(KeyError), short_transaction(outer) as connection:
+            insert(connection)
+            raise KeyError
+        assert outer.scalar(sa.select(sa.func.count()).select_from(Effect)) == 1
+        transaction.rollback()
+    assert count(engine) == 0
+
+
+def test_the_write_lock_is_taken_at_once(sqlite_url: str) -> None:
+    first = sa.create_engine(sqlite_url, connect_args={"timeout": 0.05}, poolclass=NullPool)
+    with short_transaction(first) as connection:
+        begin_immediate(connection)  # Once is enough.
+        with pytest.raises(sa.exc.OperationalError) as caught, short_transaction(first):
+            pass
+        with single_statements(first) as reader:
+            assert reader.scalar(sa.select(sa.literal(1))) == 1
+    assert is_transient(caught.value)
+    assert is_lock_timeout(caught.value)
+
+
+def test_a_savepoint_begins_a_transaction_on_sqlite(sqlite_url: str) -> None:
+    engine = sa.create_engine(sqlite_url, poolclass=NullPool)
+    with engine.connect() as connection:
+        with connection.begin_nested():
+            insert(connection)
+        assert count(engine) == 0
+        connection.rollback()
+    assert count(engine) == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "limits"),
+    [
+        (
+            "postgresql+psycopg://h/d",
+            {"connect_timeout": SERVER_SECONDS, "tcp_user_timeout": SERVER_SECONDS * 1000},
+        ),
+        (
+            "mysql+pymysql://h/d",
+            dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), SERVER_SECONDS),
+        ),
+        ("sqlite:///x.db", {"timeout": SERVER_SECONDS}),
+        ("mssql+pyodbc://h/d", {}),
+    ],
+)
+def test_the_engine_of_the_keeper_waits_for_none_long(
+    monkeypatch: pytest.MonkeyPatch, url: str, limits: dict[str, t.Any]
+) -> None:
+    made: dict[str, t.Any] = {}
+    monkeypatch.setattr(sa, "create_engine", lambda url, **options: made.update(options, url=url))
+    dialect = sa.make_url(url).get_dialect
+    name = sa.make_url(url)
+    if name.get_backend_name() == "mssql":
+        bind: t.Any = type("Bind", (), {"url": name, "dialect": dialect()})
+    else:
+        bind = type("Bind", (), {"url": name, "dialect": dialect()()})
+    short_engine(bind, {"timeout": 60, "mine": 1})
+    assert made["pool_size"] == 1
+    assert made["url"] == name
+    assert made["connect_args"] == {"timeout": 60, "mine": 1, **limits}
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("sqlite://", True),
+        ("sqlite:///:memory:", True),
+        ("sqlite:///file:x?mode=memory&cache=shared&uri=true", True),
+        ("sqlite:///memory.db", False),
+        ("postgresql+psycopg://h/memory", False),
+    ],
+)
+def test_a_database_in_memory(url: str, expected: bool) -> None:
+    assert is_memory(sa.create_engine(url, poolclass=NullPool)) is expected
+
+
+def sqlite_error(code: int | None) -> sqlite3.Error:
+    error = sqlite3.OperationalError("database is locked")
+    if code is not None:
+        error.sqlite_errorcode = code
+    return error
+
+
+def postgresql_error(state: str | None) -> Exception:
+    error = psycopg.OperationalError("server closed the connection unexpectedly")
+    error.sqlstate = state
+    return error
+
+
+def mysql_error(number: int, state: str | None = None) -> Exception:
+    error = Exception(number, "Lock wait timeout exceeded")
+    error.sqlstate = state  # type: ignore[attr-defined]
+    return error
+
+
+def psycopg2_error(code: str | None) -> Exception:
+    error = Exception("could not connect to server")
+    error.pgcode = code  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("original", "expected"),
+    [
+        (sqlite_error(5), True),
+        (sqlite_error(517), True),  # BUSY_SNAPSHOT
+        (sqlite_error(1), False),
+        (sqlite_error(19), False),
+        (sqlite_error(None), False),
+        (postgresql_error("40001"), True),
+        (postgresql_error("40P01"), True),
+        (postgresql_error("08006"), True),
+        (postgresql_error("57P01"), True),
+        (postgresql_error("25P02"), False),
+        (postgresql_error("42601"), False),
+        (postgresql_error("23505"), False),
+        (postgresql_error(None), True),
+        (psycopg2_error("40001"), True),
+        (psycopg2_error(None), True),
+        (mysql_error(1213, "40001"), True),
+        (mysql_error(1205, "HY000"), True),
+        (mysql_error(1020), True),
+        (mysql_error(1792, "25006"), True),
+        (mysql_error(2013), True),
+        (mysql_error(1062, "23000"), False),
+        (mysql_error(1064), False),
+        (Exception("deadlock"), False),
+        (Exception(), False),
+    ],
+)
+def test_what_deserves_another_try(original: Exception, expected: bool) -> None:
+    assert is_transient(sa.exc.OperationalError("x", {}, original)) is expected
+    assert not is_transient(original)
+
+
+def test_a_refusal_by_the_driver_is_no_lost_connection() -> None:
+    refused = psycopg.ProgrammingError("cannot adapt type")
+    assert not is_transient(sa.exc.ProgrammingError("x", {}, refused))
+    assert is_transient(sa.exc.DBAPIError("x", {}, Exception(), connection_invalidated=True))
+    assert is_transient(sa.exc.TimeoutError())
+    assert not is_transient(sa.exc.InvalidRequestError())
+
+
+def test_the_errors_of_real_servers(engine: sa.Engine) -> None:
+    with engine.connect() as connection:
+        for statement in ("SELEC", "SELECT nothing FROM effects", "SELECT * FROM missing_table"):
+            with pytest.raises(sa.exc.DBAPIError) as caught:
+                connection.exec_driver_sql(statement)
+            assert not is_transient(caught.value)
+            assert not is_lock_timeout(caught.value)
+            assert is_missing_table(caught.value.orig) is ("missing" in statement)
+            connection.rollback()
+        with pytest.raises(sa.exc.IntegrityError) as refused:
+            connection.execute(sa.insert(Effect).values(id=1, step="", note=None))
+        assert not is_transient(refused.value)
+    assert not is_missing_table(None)
+
+
+def test_a_write_where_only_reads_are_allowed_deserves_another_try(stepping: Stepping) -> None:
+    forbid = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+    if stepping.dialect != "postgresql":
+        forbid = "SET SESSION TRANSACTION READ ONLY"
+    if stepping.dialect == "sqlite":
+        forbid = "PRAGMA query_only = ON"
+    with stepping.engine.connect() as connection:
+        connection.exec_driver_sql(forbid)
+        connection.commit()
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            insert(connection)
+    assert is_transient(caught.value)
+
+
+def test_the_guard_tells_whether_the_writes_still_stand(mariadb_stepping: Stepping) -> None:
+    with mariadb_stepping.engine.connect() as connection:
+        set_guard(connection)
+        assert release_guard(connection)
+        assert not release_guard(connection)
+        own_id = connection.exec_driver_sql("SELECT CONNECTION_ID()").scalar_one()
+        with mariadb_stepping.connect() as other:
+            other.exec_driver_sql(f"KILL {own_id}")
+        with pytest.raises(sa.exc.OperationalError) as caught:
+            release_guard(connection)
+        assert is_transient(caught.value)
+
+
+def test_a_lock_is_not_waited_for_longer_than_asked(stepping: Stepping) -> None:
+    if stepping.dialect == "sqlite":
+        with stepping.connect() as connection, bounded_lock_wait(connection, 1):
+            assert connection.scalar(sa.select(1)) == 1
+        return
+    run_id = stepping.start(lambda step: note("end"))
+    touch = sa.update(runs).where(runs.c.id == run_id).values(queue="other")
+    read = "SHOW lock_timeout"
+    if stepping.dialect == "mariadb":
+        read = "SELECT @@innodb_lock_wait_timeout"
+    with stepping.connect() as holder, stepping.engine.connect() as waiter:
+        holder.execute(touch)
+        before = waiter.exec_driver_sql(read).scalar_one()
+        with bounded_lock_wait(waiter, 1):
+            with pytest.raises(sa.exc.OperationalError) as caught, waiter.begin_nested():
+                waiter.execute(touch)
+            assert waiter.exec_driver_sql(read).scalar_one() != before
+        assert waiter.exec_driver_sql(read).scalar_one() == before
+    assert is_lock_timeout(caught.value)
+
+
+def test_a_prepared_statement_goes_to_the_schema_of_its_connection() -> None:
+    table = sa.Table("notes", sa.MetaData(), sa.Column("at", UTCDateTime()))
+    insert = Prepared(sa.insert(table).values(at=sa.bindparam("moment", type_=UTCDateTime())))
+    moments = [datetime.datetime(2026, 1, day, tzinfo=datetime.UTC) for day in (1, 2)]
+    with sa.create_engine("sqlite://").connect() as connection:
+        connection.exec_driver_sql("ATTACH ':memory:' AS tenant")
+        table.create(connection)
+        connection.exec_driver_sql("CREATE TABLE tenant.notes (at DATETIME)")
+        assert insert.send(connection, {"moment": moments[0]}).rowcount == 1
+        translated = connection.execution_options(schema_translate_map={None: "tenant"})
+        assert insert.send(translated, {"moment": moments[1]}).rowcount == 1
+        assert connection.scalars(sa.select(table.c.at)).all() == moments[1:]
+        plain = "SELECT at FROM main.notes"
+        assert connection.exec_driver_sql(plain).scalars().all() == ["2026-01-01 00:00:00.000000"]

@@ -1,0 +1,185 @@
+"""The moves: each by its condition, with the version raised."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import typing as t
+import uuid
+
+import pytest
+import sqlalchemy as sa
+
+from flask_sequence import Status
+from flask_sequence.engine.sessions import own_transaction
+from flask_sequence.rows import moves, reads
+from flask_sequence.rows.claims import Claim
+from flask_sequence.rows.dialects import later
+from flask_sequence.rows.models import FORMAT, runs
+from flask_sequence.status import ACTIVE, MOVES
+from tests.support.stepping import Stepping, note
+
+LABEL = "host:1"
+
+
+def end(step: t.Any) -> None:
+    note("end")
+
+
+@pytest.fixture
+def claim(stepping: Stepping) -> Claim:
+    run_id = stepping.start(end)
+    with own_transaction(stepping.runtime) as connection:
+        claim = moves.claim(connection, run_id, 0, worker_id="me", pid=1)
+    assert claim is not None
+    return claim
+
+
+def held_moves(claim: Claim) -> dict[str, t.Callable[[sa.Connection], bool]]:
+    kept: dict[str, t.Any] = {"error": "E", "traceback": "T", "label": LABEL}
+    return {
+        "checkpoint": lambda c: moves.checkpoint(c, claim, '{"a":1}'),
+        "advance": lambda c: moves.advance(c, claim, None, step="b", queue="q", label=LABEL),
+        "hold": lambda c: moves.advance(
+            c, claim, None, step="b", queue="q", label=LABEL, hold=True
+        ),
+        "finish": lambda c: moves.finish(c, claim, None, label=LABEL),
+        "reschedule": lambda c: moves.reschedule(c, claim, delay=1, **kept),
+        "hand_back": lambda c: moves.hand_back(c, claim, delay=1, error="E"),
+        "fail": lambda c: moves.fail(c, claim, **kept),
+        "crash": lambda c: moves.crash(c, claim, delay=1, error="E", label=LABEL),
+        "crash at last": lambda c: moves.crash(c, claim, delay=None, error="E", label=LABEL),
+    }
+
+
+def test_a_move_needs_the_version_and_the_status(stepping: Stepping, claim: Claim) -> None:
+    lost: list[dict[str, t.Any]] = [{"version": claim.version + 1}]
+    lost += [{"status": status} for status in Status if status is not Status.RUNNING]
+    for change in lost:
+        stepping.set(claim.id, **{"status": Status.RUNNING, "version": claim.version, **change})
+        before = stepping.row(claim.id)
+        for move in held_moves(claim).values():
+            with own_transaction(stepping.runtime) as connection:
+                assert not move(connection)
+        assert stepping.row(claim.id) == before
+    assert stepping.history(claim.id) == []
+
+
+def test_each_move_raises_the_version_and_is_an_allowed_one(
+    stepping: Stepping, claim: Claim
+) -> None:
+    before = stepping.row(claim.id)
+    seen = set()
+    for name, move in held_moves(claim).items():
+        stepping.set(claim.id, **before._mapping)
+        with own_transaction(stepping.runtime) as connection:
+            assert move(connection), name
+        row = stepping.row(claim.id)
+        assert row.version == claim.version + 1
+        assert row.updated_at >= before.updated_at
+        assert row.status in MOVES[Status.RUNNING]
+        is_held = row.status is Status.RUNNING
+        assert (row.worker_id, row.pid) == (("me", 1) if is_held else (None, None))
+        assert (row.due_at is not None) == (row.status is Status.WAITING)
+        assert (row.finished_at is not None) == (row.status is Status.FINISHED)
+        seen.add(row.status)
+    assert seen == {Status.RUNNING, Status.WAITING, Status.FINISHED, Status.FAILED}
+
+
+def test_moves_from_outside(stepping: Stepping) -> None:
+    run_id = stepping.start(end)
+    for status in Status:
+        stepping.set(run_id, status=status, active_key="k", finished_at=None, retries=2)
+        version = stepping.row(run_id).version
+        with own_transaction(stepping.runtime) as connection:
+            assert not moves.revive(connection, run_id, version + 1)
+            assert moves.revive(connection, run_id, version) is (status is Status.FAILED)
+        stepping.set(run_id, status=status, active_key="k", finished_at=None)
+        version = stepping.row(run_id).version
+        with own_transaction(stepping.runtime) as connection:
+            assert moves.cancel(connection, run_id) is (status in ACTIVE)
+        row = stepping.row(run_id)
+        if status in ACTIVE:
+            assert (row.status, row.version, row.active_key) == (
+                Status.CANCELLED,
+                version + 1,
+                None,
+            )
+        else:
+            assert (row.status, row.version, row.active_key) == (status, version, "k")
+
+
+def test_many_runs_at_once(stepping: Stepping) -> None:
+    same: dict[str, t.Any] = {"sequence": "S", "step": "s", "status": Status.WAITING}
+    same |= {"queue": "q", "version": 0, "options": {"queue": "q"}}
+    rows = [{"uid": uuid.uuid4(), "data": f'{{"number": {n}}}'} for n in range(5)]
+    with stepping.connect() as connection:
+        insert = functools.partial(moves.insert_many, connection, same=same)
+        ids = insert(rows[:3], due_at=None)
+        ids += insert(rows[3:], same={**same, "sequence": "T"}, due_at=None)
+        ids += insert(rows[:1], due_at=later(60))
+        if stepping.dialect != "postgresql":
+            connection.dialect.insert_executemany_returning = False  # as on MySQL
+        assert insert(rows[:2], due_at=None) == [ids[-1] + 1, ids[-1] + 2]
+        connection.execute(sa.delete(runs).where(runs.c.id > ids[-1]))
+    assert ids == sorted(set(ids))
+    found = [stepping.row(run_id) for run_id in ids]
+    assert [row.uid for row in found] == [row["uid"] for row in [*rows, rows[0]]]
+    assert [row.due_at > row.created_at + datetime.timedelta(seconds=30) for row in found] == [
+        *[False] * 5,
+        True,
+    ]
+
+    def listed(**filters: t.Any) -> list[int]:
+        filters = {"status": None, "sequence": None, "limit": 9, **filters}
+        with stepping.connect() as connection:
+            return [row.id for row in reads.list_runs(connection, **filters)]
+
+    assert listed() == ids[::-1]
+    assert listed(limit=2) == ids[:-3:-1]
+    assert listed(sequence="T", status=Status.WAITING) == ids[4:2:-1]
+    assert listed(sequence="T") == ids[4:2:-1]
+    assert listed(sequence="S", limit=1) == [ids[5]]
+    assert listed(status=Status.FAILED) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"step": "another"},
+        {"sequence": "another"},
+        {"queue": "another"},
+        {"options": {"priority": 3}},
+        {"due_at": later(60)},
+        {"status": Status.FAILED},
+        {"format": FORMAT + 1},
+    ],
+    ids=lambda change: next(iter(change), "nothing"),
+)
+def test_a_run_is_claimed_unseen_only_where_it_is_expected(
+    stepping: Stepping, change: dict[str, t.Any]
+) -> None:
+    run_id = stepping.start(end)
+    row = stepping.row(run_id)
+    stepping.set(run_id, **{"version": 0, **change})
+    expected = {name: getattr(row, name) for name in ("sequence", "step", "queue")}
+    with own_transaction(stepping.runtime) as connection:
+        claim = moves.claim(connection, run_id, 0, worker_id="me", pid=1, expected=expected)
+    assert (claim is None) == bool(change)
+
+
+def test_a_move_that_is_not_committed_keeps_nobody_from_another_run(
+    mariadb_stepping: Stepping,
+) -> None:
+    """MariaDB locks the gaps of each index by which it finds a row; it must be the primary key."""
+    runtime = mariadb_stepping.runtime
+    first, *others = [mariadb_stepping.start(end) for _ in range(4)]
+    with own_transaction(runtime) as connection:
+        claim = moves.claim(connection, first, 0, worker_id="me", pid=1)
+    assert claim is not None
+    with own_transaction(runtime) as standing, own_transaction(runtime) as connection:
+        assert moves.advance(standing, claim, None, step="b", queue="q", label=LABEL)
+        connection.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = 1")
+        for run_id in others:
+            assert moves.claim(connection, run_id, 0, worker_id="me", pid=1)

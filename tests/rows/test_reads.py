@@ -1,0 +1,89 @@
+"""What is read in the loop is served by an index."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import typing as t
+import uuid
+
+import pytest
+import sqlalchemy as sa
+
+from flask_sequence import Status
+from flask_sequence.rows import reads, upkeep
+from flask_sequence.rows.models import runs
+from tests.support.stepping import Stepping
+
+CLASSES = ("Import", "Order", "Mail")
+
+
+def fill(connection: sa.Connection) -> None:
+    """Add many runs that ended, and a few of each other kind."""
+    now = datetime.datetime.now(datetime.UTC)
+    names = itertools.cycle(CLASSES)
+    many = [(Status.FINISHED, None)] * 4_000 + [(Status.CANCELLED, None)] * 500
+    few = [(Status.WAITING, None)] * 60 + [(Status.RUNNING, "w")] * 20 + [(Status.FAILED, None)] * 9
+    rows: list[dict[str, t.Any]] = [
+        {
+            "uid": uuid.uuid4(),
+            "sequence": next(names),
+            "step": "s",
+            "status": status,
+            "data": {},
+            "key": f"k{number}",
+            "active_key": None if status.final else f"k{number}",
+            "queue": "celery",
+            "worker_id": worker,
+            "due_at": now - datetime.timedelta(seconds=number) if status == "waiting" else None,
+            "finished_at": now if status.final else None,
+        }
+        for number, (status, worker) in enumerate(many + few)
+    ]
+    connection.execute(sa.insert(runs), rows)
+
+
+def plans(connection: sa.Connection, function: t.Callable[[sa.Connection], t.Any]) -> str:
+    """Give the plans of the statements that a function sends."""
+    sent: list[tuple[str, t.Any]] = []
+
+    def record(conn: t.Any, cursor: t.Any, statement: str, parameters: t.Any, *_: t.Any) -> None:
+        sent.append((statement, parameters))
+
+    sa.event.listen(connection, "before_cursor_execute", record)
+    function(connection)
+    sa.event.remove(connection, "before_cursor_execute", record)
+    return "\n".join(
+        str(row)
+        for statement, parameters in sent
+        for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).all()
+    )
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_the_indexes_serve(request: pytest.FixtureRequest, kind: str) -> None:
+    stepping: Stepping = request.getfixturevalue(f"{kind}_stepping")
+    with stepping.connect() as connection:
+        fill(connection)
+    with stepping.connect() as connection:
+        connection.exec_driver_sql(
+            "ANALYZE sequence_runs" if kind == "postgresql" else "ANALYZE TABLE sequence_runs"
+        ).close()
+    looks: dict[str, t.Callable[[sa.Connection], t.Any]] = {
+        "ix_sequence_runs_due": lambda c: reads.due(c, queues=["celery"], quiet=5, limit=100),
+        "ix_sequence_runs_running": lambda c: reads.held_by(c, "w"),
+        "uq_sequence_runs_key": lambda c: reads.find_active(c, "Import", "k4503"),
+        "ix_sequence_runs_sequence": lambda c: reads.list_runs(
+            c, status=Status.FAILED, sequence="Import", limit=10
+        ),
+    }
+    with stepping.connect() as connection:
+        for index, look in looks.items():
+            plan = plans(connection, look)
+            assert index in plan, plan
+        orphans = plans(connection, lambda c: reads.orphans(c, 500))
+        assert "ix_sequence_runs_" in orphans, orphans
+        ended = plans(connection, lambda c: upkeep.ended_before(c, 60, 500))
+        assert "ix_sequence_runs_finished" in ended, ended
+        rows = reads.due(connection, queues=["celery"], quiet=0, limit=5)
+        assert [row.status for row in rows] == [Status.WAITING] * 5

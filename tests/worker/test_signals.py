@@ -1,0 +1,375 @@
+"""Real workers: pools and brokers, the keeper's row, shutdown, forks, and what is refused."""
+
+from __future__ import annotations
+
+import collections
+import json
+import signal
+import time
+import typing as t
+
+import pytest
+import redis
+import sqlalchemy as sa
+from celery.concurrency import prefork, solo
+from celery.concurrency import thread as threads
+from kombu import Producer, Queue
+from sqlalchemy.pool import NullPool
+
+from flask_sequence import Status
+from flask_sequence.rows.models import FORMAT
+from flask_sequence.runtime import TASK, runtime_of
+from flask_sequence.testing import drain
+from flask_sequence.worker.signals import _can_keep, _warn_of_connections
+from tests.conftest import create_tables
+from tests.support import services
+from tests.support.application import db
+from tests.support.servers import PostgreSQLServer, RedisServer
+from tests.support.waiting import wait_until
+from tests.support.workers import Worker, write_module
+from tests.support.working import FOLDER, Scene, WorkBackend, WorkGated, WorkKept, WorkTwo
+
+if t.TYPE_CHECKING:
+    from pathlib import Path
+
+    from flask import Flask
+
+    from tests.support.services import Broker
+
+MakeApp = t.Callable[..., "Flask"]
+StartWorker = t.Callable[..., Worker]
+
+POOLS = {
+    "prefork": ("-c", "2"),
+    "threads": ("-P", "threads", "-c", "2"),
+    "solo": ("-P", "solo"),
+}
+
+
+@pytest.fixture(params=POOLS)
+def pool(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The options for each pool in turn."""
+    return POOLS[request.param]
+
+
+def check_all_done(scene: Scene, ids: list[int], timeout: float = 30) -> None:
+    assert set(scene.wait(ids, timeout)) == {Status.FINISHED}
+    expected = {(run_id, step): 1 for run_id in ids for step in ("First", "Second")}
+    assert scene.effects() == expected
+    assert len(scene.attempts()) == 2 * len(ids)
+
+
+# Pools and brokers
+
+
+def test_every_pool_on_every_broker(
+    make_app: MakeApp,
+    sqlite_url: str,
+    broker: Broker,
+    pool: tuple[str, ...],
+    tmp_path: Path,
+    start_worker: StartWorker,
+) -> None:
+    scene = Scene.make(make_app, tmp_path, sqlite_url, broker.config())
+    worker = start_worker(scene.source, *pool, env=scene.env)
+    check_all_done(scene, scene.start(WorkTwo, 20))
+    assert ("keeps no time limits" in worker.log) == ("-P" in pool)
+    assert worker.stop() == 0
+    assert "Traceback" not in worker.log
+    assert scene.workers() == []
+
+
+def test_gevent_too(
+    make_app: MakeApp, postgresql_url: str, tmp_path: Path, start_worker: StartWorker
+) -> None:
+    pytest.importorskip("gevent")
+    scene = Scene.make(make_app, tmp_path, postgresql_url)
+    worker = start_worker(scene.source, "-P", "gevent", "-c", "4", celery=True, env=scene.env)
+    (gated,) = scene.start(WorkGated)
+    wait_until(lambda: scene.attempts("Gate"))
+    ids = scene.start(WorkTwo, 5)  # beside the one that waits
+    assert set(scene.wait(ids)) == {Status.FINISHED}
+    scene.open()
+    assert scene.wait([gated]) == [Status.FINISHED]
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "pool", "slots", "most"),
+    [
+        ({}, threads.TaskPool, 15, None),
+        ({}, threads.TaskPool, 16, 15),
+        ({}, prefork.TaskPool, 16, None),
+        ({}, solo.TaskPool, 16, None),
+        ({"pool_size": 16}, threads.TaskPool, 20, None),
+        ({"pool_size": 4, "max_overflow": 0}, threads.TaskPool, 5, 4),
+        ({"pool_size": 4, "max_overflow": -1}, threads.TaskPool, 500, None),
+        ({"pool_size": 0}, threads.TaskPool, 500, None),
+        ({"poolclass": NullPool}, threads.TaskPool, 500, None),
+    ],
+)
+def test_more_slots_than_connections_are_warned_of(
+    make_app: MakeApp,
+    sqlite_url: str,
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, t.Any],
+    pool: type[t.Any],
+    slots: int,
+    most: int | None,
+) -> None:
+    app = make_app(sqlite_url, SQLALCHEMY_ENGINE_OPTIONS=options)
+    runtime = runtime_of(app)
+    with app.app_context():
+        runtime.engine = db.engine
+    _warn_of_connections(runtime, object.__new__(pool), slots)
+    cure = f"{{'pool_size': {slots}}}, or start it with -c {most}."
+    assert [cure in line for line in caplog.messages] == [True] * (most is not None)
+
+
+def test_a_worker_with_more_slots_than_connections_says_so(
+    make_app: MakeApp, sqlite_url: str, tmp_path: Path, start_worker: StartWorker
+) -> None:
+    scene = Scene.make(make_app, tmp_path, sqlite_url)
+    worker = start_worker(scene.source, "-P", "threads", "-c", "16", env=scene.env)
+    worker.wait_for("{'pool_size': 16}")
+    assert worker.log.count("{'pool_size': 16}") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "keeps"),
+    [
+        ({}, True),
+        ({"pool_size": 2, "max_overflow": 1}, True),
+        ({"pool_size": 2, "max_overflow": 0}, False),
+        ({"poolclass": NullPool}, True),
+    ],
+)
+def test_a_connection_is_kept_where_the_pool_has_more(
+    make_app: MakeApp, postgresql_url: str, options: dict[str, t.Any], keeps: bool
+) -> None:
+    app = make_app(postgresql_url, SQLALCHEMY_ENGINE_OPTIONS=options)
+    with app.app_context():
+        assert _can_keep(db.engine) == keeps
+
+
+def test_a_connection_is_kept_by_processes_that_perform_one_step_at_a_time(
+    make_app: MakeApp,
+    database_url: str,
+    pool: tuple[str, ...],
+    tmp_path: Path,
+    start_worker: StartWorker,
+) -> None:
+    scene = Scene.make(make_app, tmp_path, database_url)
+    start_worker(scene.source, *pool, env=scene.env)
+    assert scene.wait(scene.start(WorkKept)) == [Status.FINISHED]
+    keeps = pool == POOLS["prefork"] and database_url.startswith("postgresql")
+    assert scene.notes() == [str(keeps)]
+
+
+# The keeper's row, and shutdown
+
+
+def test_the_row_of_a_worker_is_kept_while_a_step_is_performed(
+    make_app: MakeApp,
+    postgresql_url: str,
+    pool: tuple[str, ...],
+    tmp_path: Path,
+    start_worker: StartWorker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene.make(make_app, tmp_path, postgresql_url, SEQUENCE_BURST_SECONDS=60)
+    worker = start_worker(scene.source, *pool, env=scene.env)
+    (row,) = wait_until(scene.workers)
+    assert row.pid == worker.pid
+    ids = scene.start(WorkGated, 6)
+    wait_until(lambda: scene.attempts("Gate"))
+    # Also by the solo pool, whose only thread for tasks is busy.
+    wait_until(lambda: scene.workers()[0].seen_until > row.seen_until)
+    assert len(scene.workers()) == 1
+    assert scene.held() == len(scene.attempts("Gate"))
+    worker.send(signal.SIGTERM)
+    worker.wait_for("Warm shutdown")
+    scene.open()
+    in_hand = scene.attempts("Gate")
+    assert worker.wait(15) == 0
+    assert scene.held() == 0
+    assert scene.workers() == []
+    effects = scene.effects()
+    for run_id, _ in in_hand:
+        assert effects[run_id, "Gate"] == 1
+        assert (run_id, "Second") not in effects  # a burst ends, too
+    assert scene.attempts("Gate")[: len(in_hand)] == in_hand
+    # The rest is done by whoever comes next.
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    drain(scene.app)
+    assert scene.statuses() == {Status.FINISHED: len(ids)}
+    assert set(scene.effects().values()) == {1}
+    assert len(scene.attempts("Gate")) == len(ids)
+
+
+# Forks
+
+
+def test_children_have_connections_of_their_own(
+    make_app: MakeApp,
+    postgresql_url: str,
+    tmp_path: Path,
+    start_worker: StartWorker,
+) -> None:
+    more = """
+        import os, pathlib
+        with app.app_context():
+            pid = db.session.scalar(db.text("select pg_backend_pid()"))
+            db.session.remove()
+            assert db.engine.pool.checkedin() == 1
+        pathlib.Path(os.environ["FLASK_SEQUENCE_TEST_FOLDER"], "parent").write_text(str(pid))
+    """
+    scene = Scene.make(make_app, tmp_path, postgresql_url, more=more)
+    worker = start_worker(scene.source, "-c", "3", env=scene.env)
+    assert set(scene.wait(scene.start(WorkBackend, 9))) == {Status.FINISHED}
+    backends = collections.defaultdict(set)
+    for note in scene.notes():
+        process, backend = map(int, note.split())
+        backends[process].add(backend)
+    assert len(backends) > 1
+    assert set(backends) <= set(worker.children)
+    parent = int((tmp_path / "parent").read_text())
+    of_children = [backend for each in backends.values() for backend in each]
+    assert len(set(of_children)) == len(of_children)
+    assert parent not in of_children
+    with scene.app.app_context():  # the parent's own was not closed by a child
+        alive = db.session.scalars(sa.text("select pid from pg_stat_activity")).all()
+    assert parent in alive
+
+
+def test_children_are_replaced_while_the_keeper_works(
+    make_app: MakeApp, postgresql_url: str, tmp_path: Path, start_worker: StartWorker
+) -> None:
+    broker = services.make_broker("redis")
+    settings: dict[str, t.Any] = {"SEQUENCE_SWEEP_SECONDS": 0.5, "SEQUENCE_LEASE_SECONDS": 1}
+    scene = Scene.make(make_app, tmp_path, postgresql_url, broker.config(), **settings)
+    worker = start_worker(scene.source, "-c", "2", "--max-tasks-per-child", "1", env=scene.env)
+    ids = scene.start(WorkTwo, 5)
+    assert set(scene.wait(ids, 40)) == {Status.FINISHED}
+    assert set(scene.effects().values()) == {1}
+    processes = {pid for _, pid in scene.attempts()}
+    assert len(processes) == len(ids)
+    assert worker.stop(20) == 0
+    broker.clear()
+
+
+# What is refused
+
+
+def refused(tmp_path: Path, module: str, *, celery: bool) -> str:
+    worker = Worker(tmp_path, module, "-c", "1", celery=celery).launch()
+    try:
+        assert worker.wait(30) == 1
+        return worker.log
+    finally:
+        worker.kill()
+
+
+@pytest.mark.parametrize("celery", [False, True], ids=["flask", "celery"])
+def test_what_cannot_work_is_refused(make_app: MakeApp, tmp_path: Path, celery: bool) -> None:
+    memory = Scene.make(make_app, tmp_path, "sqlite://")
+    module = write_module(tmp_path, memory.source, "memory_app")
+    assert "SQLite in memory, which a worker cannot share" in refused(
+        tmp_path, module, celery=celery
+    )
+    if not celery:
+        return  # its group of commands imports the modules itself: see test_cli
+    missing = Scene.make(
+        make_app, tmp_path, "sqlite:///x.sqlite", SEQUENCE_IMPORTS=("no.such.module",)
+    )
+    module = write_module(tmp_path, missing.source, "missing_app")
+    log = refused(tmp_path, module, celery=celery)
+    assert "SEQUENCE_IMPORTS names 'no.such.module'" in log
+    assert "Traceback" not in log
+    write_module(tmp_path, "import nothing_like_this", "broken_module")
+    broken = Scene.make(
+        make_app, tmp_path, "sqlite:///x.sqlite", SEQUENCE_IMPORTS=("broken_module",)
+    )
+    module = write_module(tmp_path, broken.source, "broken_app")
+    log = refused(tmp_path, module, celery=celery)
+    assert "No module named 'nothing_like_this'" in log
+    assert "broken_module.py" in log
+
+
+# Messages that nobody sent, and servers that go away
+
+
+def test_forged_messages_do_not_end_a_worker(
+    make_app: MakeApp,
+    sqlite_url: str,
+    broker: Broker,
+    tmp_path: Path,
+    start_worker: StartWorker,
+) -> None:
+    scene = Scene.make(make_app, tmp_path, sqlite_url, broker.config())
+    worker = start_worker(scene.source, "-c", "1", env=scene.env)
+    celery = runtime_of(scene.app).celery
+    headers = {"task": TASK, "id": "forged", "lang": "py", "shadow": "forged"}
+    plain = {"content_type": "application/json", "content_encoding": "utf-8"}
+    good: dict[str, t.Any] = {"format": FORMAT, "id": 1, "version": 0}
+    # One that is not of three parts ends any Celery worker, whatever its tasks are.
+    bodies = [
+        [[], {**good, "id": "1"}, {}],
+        [[1, 2, 3], good, {}],
+        [[], {**good, "task": 2, "args": 3}, {}],  # a good one, of a run that is not there,
+        [[], {"x": "y" * 1_000_000}, {}],
+        [[], "no mapping", {}],
+    ]
+    with celery.connection_for_write() as connection:
+        producer: t.Any = Producer(connection.default_channel)
+        queue = Queue(broker.queue, routing_key=broker.queue, exchange=broker.queue)
+        send = {"routing_key": broker.queue, "exchange": queue.exchange, "declare": [queue]}
+        for body in bodies:
+            producer.publish(json.dumps(body), headers=headers, **plain, **send)
+        pickled = {"content_type": "application/x-python-serialize", "content_encoding": "binary"}
+        producer.publish(b"\x80\x04N.", headers=headers, **pickled, **send)
+        producer.publish("{", headers=headers, **plain, **send)
+        producer.publish("[]", **plain, **send)
+    check_all_done(scene, scene.start(WorkTwo, 3))
+    assert worker.exit_code is None
+    assert worker.log.count("Left alone: a message that is no nudge") == 3
+    assert len(worker.log) < 100_000
+
+
+def test_a_flushed_broker_heals(
+    make_app: MakeApp, sqlite_url: str, tmp_path: Path, start_worker: StartWorker
+) -> None:
+    with RedisServer() as server:
+        scene = Scene.make(make_app, tmp_path, sqlite_url, {"broker_url": server.url})
+        scene.start(WorkTwo, 10)
+        with redis.Redis.from_url(server.url) as client:
+            assert client.flushall()
+            start_worker(scene.source, "-c", "1", env=scene.env)
+            ids = scene.start(WorkGated, 5)
+            wait_until(lambda: scene.attempts("Gate"))
+            assert client.flushall()
+            scene.open()
+        assert set(scene.wait([*range(1, 11), *ids], 15)) == {Status.FINISHED}
+    assert set(scene.effects().values()) == {1}
+
+
+def test_a_database_that_is_down_is_waited_for(
+    make_app: MakeApp, tmp_path: Path, start_worker: StartWorker
+) -> None:
+    with PostgreSQLServer() as server:
+        create_tables(server.url)
+        scene = Scene.make(make_app, tmp_path, server.url)
+        worker = start_worker(scene.source, "-c", "1", env=scene.env)
+        pid = worker.pid
+        check_all_done(scene, scene.start(WorkTwo))
+        server.kill()
+        down = time.monotonic()
+        wait_until(lambda: worker.log.count("The keeper waits for a server") >= 3, 15)
+        # One line each second, whichever of its calls fail.
+        assert worker.log.count("The keeper waits") <= time.monotonic() - down + 2
+        server.start()
+        with scene.app.app_context():
+            db.engine.dispose()
+        assert scene.wait(scene.start(WorkTwo)) == [Status.FINISHED]
+        assert worker.pid == pid
+        assert worker.stop() == 0
