@@ -33,8 +33,8 @@ FLOORS = (
 
 ROOMS = {
     "definition": "callables retry options data steps functions registry",
-    "rows": "driver_errors columns dialects models readonly claims reads statements moves upkeep"
-    " migration",
+    "rows": "driver_errors columns dialects locks models readonly claims reads statements moves"
+    " upkeep migration",
     "broker": "folders transport embedded share publisher",
     "engine": "sessions transaction fence control attempt runner",
     "worker": "children repeats sweep task keeper signals",
@@ -204,6 +204,16 @@ def test_statements_stand_in_one_room(module: str) -> None:
 
 def test_a_read_changes_nothing() -> None:
     assert statements_in("rows.reads", STATEMENTS - {"select"}) == []
+
+
+def test_one_module_says_how_rows_are_locked() -> None:
+    locking = {
+        module
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "with_for_update"
+    }
+    assert locking == {"rows.locks"}
 
 
 def sets_status(module: str) -> bool:

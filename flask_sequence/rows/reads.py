@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from ..status import Status
 from .claims import CLAIM_COLUMNS, Claim, Row
 from .dialects import by_index, clock, later, moment
+from .locks import lock_rows
 from .models import runs, workers
 
 OLDEST = 1000
@@ -71,8 +72,8 @@ def due(
     found: list[Row] = []
     for queue in queues:
         statement = sa.select(*_NUDGE_COLUMNS, runs.c.due_at).where(unpublished)
-        statement = _oldest(statement, queue, limit).with_for_update(skip_locked=True)
-        found += connection.execute(statement)
+        oldest = _oldest(statement, queue, limit)
+        found += connection.execute(lock_rows(oldest, skip_locked=True))
     return sorted(found, key=lambda row: row.due_at)[:limit]
 
 
@@ -162,7 +163,7 @@ def orphans(connection: sa.Connection, limit: int) -> list[Claim]:
 def lock(connection: sa.Connection, run_ids: t.Collection[int]) -> list[int]:
     """Lock those of some runs that nobody else has locked, and give their ids."""
     statement = sa.select(runs.c.id).where(runs.c.id.in_(run_ids)).order_by(runs.c.id)
-    return list(connection.execute(statement.with_for_update(skip_locked=True)).scalars())
+    return list(connection.execute(lock_rows(statement, skip_locked=True)).scalars())
 
 
 def _claims(

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from ..status import Status
 from .dialects import by_index, later, moment
+from .locks import lock_rows
 from .models import EMPTIED, FORMAT, runs, step_runs, workers
 from .statements import UPDATE_BY_ID
 
@@ -46,9 +47,9 @@ def ended_before(connection: sa.Connection, seconds: float, limit: int) -> list[
         )
         .order_by(runs.c.finished_at)
         .limit(limit)
-        .with_for_update(skip_locked=True)
     )
     statement = by_index(statement, runs, "ix_sequence_runs_finished")
+    statement = lock_rows(statement, skip_locked=True, with_keys=True)
     return list(connection.execute(statement).scalars())
 
 
@@ -63,7 +64,7 @@ def delete(connection: sa.Connection, run_ids: t.Collection[int]) -> None:
     ended = sa.select(runs.c.id).where(runs.c.id.in_(run_ids), runs.c.status.in_(_FINAL))
     ended = by_index(ended, runs, "PRIMARY")
     # Not by a subquery: MariaDB would look it up for each row of the history.
-    final = list(connection.execute(ended.with_for_update()).scalars())
+    final = list(connection.execute(lock_rows(ended, with_keys=True)).scalars())
     connection.execute(sa.delete(step_runs).where(step_runs.c.run_id.in_(final)))
     connection.execute(sa.delete(runs).where(runs.c.id.in_(final)))
 
