@@ -209,7 +209,7 @@ def test_celery_finds_it_in_a_module(tmp_path: Path, own: bool) -> None:
         textwrap.dedent(
             f"""
             from celery import Celery
-            from tests.application import create_app
+            from tests.support.application import create_app
             flask_app = create_app("sqlite:///x.sqlite", {{"broker_url": "memory://"}})
             if {own}:
                 flask_app.extensions["celery"] = Celery("theirs", broker="memory://")

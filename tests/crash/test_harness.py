@@ -149,7 +149,7 @@ ON_DATABASES = {
 }
 REAL = "the notice of dead children, in a real worker"
 OFF_IN_A_WORKER = """
-from flask_sequence.keeper import Keeper
+from flask_sequence.worker.keeper import Keeper
 
 Keeper._free_dead = lambda self: None
 """

@@ -17,7 +17,7 @@ from tests.support.working import Gate, Noted, Scene
 
 SETTINGS: dict[str, t.Any] = {"SEQUENCE_IMPORTS": ("tests.support.faulting",)}
 REPEATED = """
-    from tests.faulting import repeat
+    from tests.support.faulting import repeat
 
     repeat()
 """

@@ -34,7 +34,7 @@ SETTINGS: dict[str, t.Any] = {
     "SEQUENCE_BURST_SECONDS": 1.0,
 }
 SOURCE = """
-from tests.application import create_app, db
+from tests.support.application import create_app, db
 
 app = create_app({url!r}, {celery!r}, instance_path={instance!r}, **{settings!r})
 celery_app = app.extensions["celery"]

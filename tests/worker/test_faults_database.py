@@ -34,7 +34,7 @@ StartWorker = t.Callable[..., "Worker"]
 
 STOP_AT_COMMIT = """
     import os, pathlib
-    from tests.waiting import wait_until
+    from tests.support.waiting import wait_until
 
     with app.app_context():
         dialect = db.engine.dialect

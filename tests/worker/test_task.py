@@ -522,8 +522,8 @@ def test_a_commit_publishes_a_hundred_nudges_at_most(file_app: MakeApp) -> None:
 FORK = """
 import os
 from flask_sequence.runtime import runtime_of
-from tests.application import create_app, db
-from tests.test_tasks import started
+from tests.support.application import create_app, db
+from tests.worker.test_task import started
 
 app = create_app({url!r}, {celery!r}, instance_path={folder!r})
 started(app)
