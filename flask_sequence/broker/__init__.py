@@ -3,6 +3,6 @@
 It knows Celery and kombu, and of a run no more than a nudge tells.
 """
 
-from .embedded import embedded_config
+from .embedded import embedded_config, make_celery
 
-__all__ = ["embedded_config"]
+__all__ = ["embedded_config", "make_celery"]
