@@ -13,7 +13,6 @@ from .config import Settings
 from .engine import control
 from .engine.transaction import uncommitted
 from .errors import InvalidStepError, SetupError
-from .rows.migration import install_render_item
 from .rows.models import join_metadata
 from .runtime import Runtime
 from .worker import signals as signals
@@ -99,7 +98,6 @@ class Sequence:
         app.extensions = Extensions({**app.extensions, "sequence": runtime})
         register(runtime)
         _warn_of_forgotten_commits(app, db)
-        install_render_item(app)
         app.cli.add_command(sequence_cli)
 
 

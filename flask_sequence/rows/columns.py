@@ -6,6 +6,7 @@ import datetime
 import json
 import types
 import typing as t
+import uuid
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
@@ -17,20 +18,14 @@ from ..status import Status, StepStatus
 
 MYSQL = ("mysql", "mariadb")
 
+DecoratorT = t.TypeVar("DecoratorT", bound="sa.types.TypeDecorator[t.Any]")
+
 
 class UTCDateTime(sa.types.TypeDecorator[datetime.datetime]):
     """A time, aware, in UTC, with microseconds."""
 
-    impl: sa.types.TypeEngine[t.Any] | type[sa.types.TypeEngine[t.Any]] = sa.DateTime
+    impl: t.Any = sa.DATETIME
     cache_ok: bool | None = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> sa.types.TypeEngine[t.Any]:
-        """Choose the type that keeps microseconds, and the zone where there is one."""
-        if dialect.name == "postgresql":
-            return dialect.type_descriptor(postgresql.TIMESTAMP(timezone=True))
-        if dialect.name in MYSQL:
-            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
-        return dialect.type_descriptor(sa.DateTime())
 
     def process_bind_param(
         self, value: datetime.datetime | None, dialect: Dialect
@@ -50,6 +45,28 @@ class UTCDateTime(sa.types.TypeDecorator[datetime.datetime]):
         if value.tzinfo is None:
             return value.replace(tzinfo=datetime.UTC)
         return value.astimezone(datetime.UTC)
+
+
+class Uid(sa.types.TypeDecorator[uuid.UUID]):
+    """A UUID; as 32 hexadecimal digits where the database has no type for it."""
+
+    impl: t.Any = sa.CHAR(32)
+    cache_ok: bool | None = True
+
+    def process_bind_param(
+        self, value: uuid.UUID | str | None, dialect: Dialect
+    ) -> uuid.UUID | str | None:
+        """Write it as the database keeps it."""
+        if value is None:
+            return None
+        value = value if isinstance(value, uuid.UUID) else uuid.UUID(value)
+        return value if dialect.name == "postgresql" else value.hex
+
+    def process_result_value(
+        self, value: uuid.UUID | str | None, dialect: Dialect
+    ) -> uuid.UUID | None:
+        """Return a UUID, whichever form the driver returns."""
+        return uuid.UUID(value) if isinstance(value, str) else value
 
 
 class _Plain(sa.sql.functions.FunctionElement[t.Any]):
@@ -84,14 +101,8 @@ class DataText(sa.types.TypeDecorator[t.Mapping[str, t.Any]]):
     the application.
     """
 
-    impl: sa.types.TypeEngine[t.Any] | type[sa.types.TypeEngine[t.Any]] = sa.JSON
+    impl: t.Any = sa.JSON
     cache_ok: bool | None = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> sa.types.TypeEngine[t.Any]:
-        """Choose jsonb on PostgreSQL."""
-        if dialect.name == "postgresql":
-            return dialect.type_descriptor(postgresql.JSONB())
-        return dialect.type_descriptor(sa.JSON())
 
     def bind_processor(self, dialect: Dialect) -> t.Callable[[t.Any], str | None]:
         """Encode by the one rule for data."""
@@ -128,7 +139,7 @@ class Word(sa.types.TypeDecorator[t.Any]):
     :param words: The enum.
     """
 
-    impl: t.Any = sa.String(16)
+    impl: t.Any = sa.VARCHAR(16)
     cache_ok: bool | None = True
 
     def __init__(self, words: type[Status] | type[StepStatus]) -> None:
@@ -144,20 +155,82 @@ class Word(sa.types.TypeDecorator[t.Any]):
         return None if value is None else self.words(value)
 
 
-def name_type(length: int = 255) -> sa.String:
+# The types of the columns: each names what every database stores. One that SQLAlchemy chose would
+# be another one in another release of it.
+
+
+def id_type() -> sa.types.TypeEngine[int]:
+    """Make the type of a row's number; SQLite counts up only an INTEGER."""
+    return sa.BIGINT().with_variant(sa.INTEGER(), "sqlite")
+
+
+def name_type(length: int = 255) -> sa.types.TypeEngine[str]:
     """Make the type of a name: compared by its code points on every database.
 
     :param length: The most characters it holds.
     """
-    binary = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin")
-    return sa.String(length).with_variant(binary, *MYSQL)
+    return sa.VARCHAR(length).with_variant(_mysql_name(length), *MYSQL)
 
 
-def text_type() -> sa.Text:
+def _mysql_name(length: int) -> mysql.VARCHAR:
+    return mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin")
+
+
+def text_type() -> sa.types.TypeEngine[str]:
     """Make the type of a long text: MySQL's own TEXT ends at 64 KiB."""
-    return sa.Text().with_variant(mysql.MEDIUMTEXT(charset="utf8mb4"), *MYSQL)
+    return sa.TEXT().with_variant(mysql.MEDIUMTEXT(charset="utf8mb4"), *MYSQL)
 
 
-def id_type() -> sa.BigInteger:
-    """Make the type of a row's number; SQLite counts up only an INTEGER."""
-    return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+def time_type() -> UTCDateTime:
+    """Make the type of a time, with its zone where there is one."""
+    plain = _stored(UTCDateTime, sa.DATETIME())()
+    with_zone = _stored(UTCDateTime, postgresql.TIMESTAMP(timezone=True))()
+    with_micros = _stored(UTCDateTime, mysql.DATETIME(fsp=6))()
+    return plain.with_variant(with_zone, "postgresql").with_variant(with_micros, *MYSQL)
+
+
+def uid_type() -> Uid:
+    """Make the type of a run's UUID."""
+    own = _stored(Uid, postgresql.UUID())()
+    digits = _stored(Uid, mysql.CHAR(32, charset="utf8mb4", collation="utf8mb4_bin"))()
+    plain = _stored(Uid, sa.CHAR(32))()
+    return plain.with_variant(own, "postgresql").with_variant(digits, *MYSQL)
+
+
+def data_type() -> DataText:
+    """Make the type of data."""
+    binary = _stored(DataText, postgresql.JSONB(), "JSONB()")()
+    text = _stored(DataText, mysql.JSON())()
+    plain = _stored(DataText, sa.JSON())()
+    return plain.with_variant(binary, "postgresql").with_variant(text, *MYSQL)
+
+
+def word_type(words: type[Status] | type[StepStatus]) -> Word:
+    """Make the type of a status.
+
+    :param words: The enum.
+    """
+    plain = _stored(Word, sa.VARCHAR(16))(words)
+    return plain.with_variant(_stored(Word, _mysql_name(16))(words), *MYSQL)
+
+
+def _stored(
+    kind: type[DecoratorT], stored: sa.types.TypeEngine[t.Any], written: str | None = None
+) -> type[DecoratorT]:
+    """Make a type around one of SQLAlchemy's, as which a migration writes it.
+
+    Alembic goes by the module of its class and by its ``repr``, so that nothing of ours is in a
+    migration, whichever way that is made.
+
+    :param kind: The type of ours.
+    :param stored: What the database stores.
+    :param written: How a migration calls that, where its ``repr`` cannot be read again.
+    """
+    text = written or repr(stored)
+    members = {
+        "__module__": type(stored).__module__,
+        "__repr__": lambda self: text,
+        "impl": stored,
+        "cache_ok": True,
+    }
+    return t.cast("type[DecoratorT]", type(kind.__name__, (kind,), members))

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool
 
-from .columns import MYSQL, UTCDateTime
+from .columns import MYSQL, UTCDateTime, time_type
 
 SERVER_SECONDS = 2
 """What a short connection may take at most to connect, and for one statement."""
@@ -23,7 +23,7 @@ _GUARD = "flask_sequence_step"
 
 class _Later(sa.sql.functions.FunctionElement[datetime.datetime]):
     inherit_cache = True
-    type: UTCDateTime = UTCDateTime()
+    type: UTCDateTime = time_type()
 
     def __init__(self, seconds: float | sa.BindParameter[int]) -> None:
         if not isinstance(seconds, sa.BindParameter):
@@ -44,7 +44,7 @@ def later(seconds: float | sa.BindParameter[int] = 0.0) -> sa.ColumnElement[date
 
 class _Clock(sa.sql.functions.FunctionElement[datetime.datetime]):
     inherit_cache = True
-    type: UTCDateTime = UTCDateTime()
+    type: UTCDateTime = time_type()
 
 
 class _Moment(_Later):

@@ -1,4 +1,4 @@
-"""The Alembic revision of ``flask sequence init``, and how our types look in a migration."""
+"""The Alembic revision of ``flask sequence init``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from alembic.autogenerate import render_python_code
 from alembic.operations import ops
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
-from flask import Flask, appcontext_pushed
+from flask import Flask
 
 from ..errors import SetupError
 from ..runtime import runtime_of
-from .columns import DataText, UTCDateTime, Word
 from .models import MODELS, runs
 
 if t.TYPE_CHECKING:
@@ -50,7 +49,6 @@ def write_revision(
 
     .. versionadded:: 0.1
     """
-    install_render_item(app)
     bind_key = runtime_of(app).settings.bind_key
     default: str = _configuration_of(app).directory
     folder = pathlib.Path(directory or default)
@@ -149,12 +147,12 @@ def _token_prefix(folder: pathlib.Path, bind_key: str | None) -> str:
 
 def _render(app: Flask, imports: set[str]) -> tuple[str, str]:
     arguments = _configuration_of(app).configure_args
-    render_item: RenderItem = arguments["render_item"]
+    render_item: RenderItem | None = arguments.get("render_item")
     contexts: list[AutogenContext] = []
 
     def render_and_note(kind: str, item: t.Any, context: AutogenContext) -> t.Any:
         contexts.append(context)
-        return render_item(kind, item, context)
+        return render_item(kind, item, context) if render_item else False
 
     def render(operations: ops.UpgradeOps | ops.DowngradeOps) -> str:
         prefixes = ("sqlalchemy_module_prefix", "alembic_module_prefix")
@@ -175,60 +173,3 @@ def _operations() -> ops.UpgradeOps:
         indexes = sorted(table.indexes, key=lambda index: str(index.name))
         creations += [ops.CreateIndexOp.from_index(index) for index in indexes]
     return ops.UpgradeOps(creations)
-
-
-# For a plain `flask db migrate`
-
-
-def install_render_item(app: Flask) -> None:
-    """Let ``flask db migrate`` write our column types as SQLAlchemy's own.
-
-    Flask-Migrate may be initialised later: then this is done when an app context is next pushed,
-    as it is for each of its commands.
-
-    :param app: The application.
-    """
-    if not _install(app):
-        appcontext_pushed.connect(_install_later, app)
-
-
-def _install_later(app: Flask, **_: t.Any) -> None:
-    if _install(app):
-        appcontext_pushed.disconnect(_install_later, app)
-
-
-def _install(app: Flask) -> bool:
-    configuration = app.extensions.get("migrate")
-    if configuration is None:
-        return False
-    arguments: dict[str, t.Any] = configuration.configure_args
-    if not isinstance(arguments.get("render_item"), _Renderer):
-        arguments["render_item"] = _Renderer(arguments.get("render_item"))
-    return True
-
-
-class _Renderer:
-    """Renders our types itself, and leaves the rest to the application's own ``render_item``."""
-
-    def __init__(self, following: RenderItem | None) -> None:
-        self.following = following
-
-    def __call__(self, kind: str, item: t.Any, context: AutogenContext) -> str | t.Literal[False]:
-        rendered = _render_type(item, context) if kind == "type" else None
-        if rendered is not None:
-            return rendered
-        return self.following(kind, item, context) if self.following else False
-
-
-def _render_type(type_: t.Any, context: AutogenContext) -> str | None:
-    prefix = context.opts.get("sqlalchemy_module_prefix") or "sa."
-    if isinstance(type_, UTCDateTime):
-        context.imports.add("from sqlalchemy.dialects import mysql")
-        variant = "mysql.DATETIME(fsp=6), 'mysql', 'mariadb'"
-        return f"{prefix}DateTime(timezone=True).with_variant({variant})"
-    if isinstance(type_, DataText):
-        context.imports.add("from sqlalchemy.dialects import postgresql")
-        return f"{prefix}JSON().with_variant(postgresql.JSONB(), 'postgresql')"
-    if isinstance(type_, Word):
-        return f"{prefix}String(length={type_.impl.length})"
-    return None

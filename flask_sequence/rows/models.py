@@ -14,7 +14,7 @@ from ..definition.registry import StepOptions
 from ..errors import ConfigError, SetupError
 from ..runtime import Nudge, Runtime, current_runtime
 from ..status import Status, StepStatus
-from .columns import DataText, UTCDateTime, Word, id_type, name_type, text_type
+from .columns import data_type, id_type, name_type, text_type, time_type, uid_type, word_type
 from .dialects import clock
 
 if t.TYPE_CHECKING:
@@ -41,42 +41,42 @@ class SequenceRun(Base):
 
     id: Mapped[int] = mapped_column(id_type(), primary_key=True, autoincrement=True)
     """Known from the flush on, as for any row."""
-    uid: Mapped[uuid.UUID] = mapped_column(sa.Uuid())
+    uid: Mapped[uuid.UUID] = mapped_column(uid_type())
     """Never used again for another run, so idempotency keys are made from it."""
     sequence: Mapped[str] = mapped_column(name_type())
     """The name of the sequence."""
     step: Mapped[str] = mapped_column(name_type())
     """The name of the step that it stands at; for a finished run, of the last one."""
-    status: Mapped[Status] = mapped_column(Word(Status), default=Status.WAITING)
+    status: Mapped[Status] = mapped_column(word_type(Status), default=Status.WAITING)
     """Where it stands."""
-    data: Mapped[t.Mapping[str, t.Any]] = mapped_column(DataText())
+    data: Mapped[t.Mapping[str, t.Any]] = mapped_column(data_type())
     """What the steps share, as of the last commit; read-only at the top."""
-    format: Mapped[int] = mapped_column(sa.SmallInteger(), default=FORMAT)
+    format: Mapped[int] = mapped_column(sa.SMALLINT(), default=FORMAT)
     key: Mapped[str | None] = mapped_column(name_type())
     """The user's name for it."""
     active_key: Mapped[str | None] = mapped_column(name_type())
-    options: Mapped[t.Mapping[str, t.Any] | None] = mapped_column(DataText())
+    options: Mapped[t.Mapping[str, t.Any] | None] = mapped_column(data_type())
     queue: Mapped[str] = mapped_column(name_type())
     """The queue of the step that it stands at."""
-    attempt: Mapped[int] = mapped_column(default=0)
+    attempt: Mapped[int] = mapped_column(sa.INTEGER(), default=0)
     """How often the step that it stands at was begun."""
-    retries: Mapped[int] = mapped_column(default=0)
+    retries: Mapped[int] = mapped_column(sa.INTEGER(), default=0)
     """How often the step that it stands at failed and was tried again."""
-    crashes: Mapped[int] = mapped_column(default=0)
+    crashes: Mapped[int] = mapped_column(sa.INTEGER(), default=0)
     """How often a process ended in it since it last made progress."""
-    version: Mapped[int] = mapped_column(sa.BigInteger(), default=0)
-    worker_id: Mapped[str | None] = mapped_column(sa.String(32))
-    pid: Mapped[int | None] = mapped_column()
-    due_at: Mapped[datetime.datetime | None] = mapped_column(UTCDateTime(), default=clock())
+    version: Mapped[int] = mapped_column(sa.BIGINT(), default=0)
+    worker_id: Mapped[str | None] = mapped_column(name_type(32))
+    pid: Mapped[int | None] = mapped_column(sa.INTEGER())
+    due_at: Mapped[datetime.datetime | None] = mapped_column(time_type(), default=clock())
     """Not before this time; None: not by the clock."""
-    published_at: Mapped[datetime.datetime | None] = mapped_column(UTCDateTime(), default=clock())
+    published_at: Mapped[datetime.datetime | None] = mapped_column(time_type(), default=clock())
     error: Mapped[str | None] = mapped_column(text_type())
     """One line: what went wrong last, or what it is blocked by."""
-    created_at: Mapped[datetime.datetime] = mapped_column(UTCDateTime(), default=clock())
-    started_at: Mapped[datetime.datetime | None] = mapped_column(UTCDateTime())
-    step_started_at: Mapped[datetime.datetime | None] = mapped_column(UTCDateTime())
-    updated_at: Mapped[datetime.datetime] = mapped_column(UTCDateTime(), default=clock())
-    finished_at: Mapped[datetime.datetime | None] = mapped_column(UTCDateTime())
+    created_at: Mapped[datetime.datetime] = mapped_column(time_type(), default=clock())
+    started_at: Mapped[datetime.datetime | None] = mapped_column(time_type())
+    step_started_at: Mapped[datetime.datetime | None] = mapped_column(time_type())
+    updated_at: Mapped[datetime.datetime] = mapped_column(time_type(), default=clock())
+    finished_at: Mapped[datetime.datetime | None] = mapped_column(time_type())
 
     step_runs: Mapped[list[StepRun]] = relationship(
         viewonly=True, order_by="StepRun.id", back_populates="run"
@@ -85,7 +85,16 @@ class SequenceRun(Base):
 
     __table_args__: t.Any = (
         sa.PrimaryKeyConstraint("id", name="pk_sequence_runs"),
-        sa.UniqueConstraint("sequence", "active_key", name="uq_sequence_runs_key"),
+        # An index, and partial: else PostgreSQL takes the end of a run for a change of its key,
+        # and lets it wait for whoever refers to the run.
+        sa.Index(
+            "uq_sequence_runs_key",
+            "sequence",
+            "active_key",
+            unique=True,
+            postgresql_where=sa.text("active_key IS NOT NULL"),
+            sqlite_where=sa.text("active_key IS NOT NULL"),
+        ),
         sa.Index(
             "ix_sequence_runs_due",
             "status",
@@ -178,18 +187,19 @@ class StepRun(Base):
 
     id: Mapped[int] = mapped_column(id_type(), primary_key=True, autoincrement=True)
     run_id: Mapped[int] = mapped_column(
-        sa.ForeignKey("sequence_runs.id", name="fk_sequence_step_runs_run_id", ondelete="CASCADE")
+        id_type(),
+        sa.ForeignKey("sequence_runs.id", name="fk_sequence_step_runs_run_id", ondelete="CASCADE"),
     )
     step: Mapped[str] = mapped_column(name_type())
     """The name of the step."""
-    attempt: Mapped[int] = mapped_column()
+    attempt: Mapped[int] = mapped_column(sa.INTEGER())
     """1 for the first attempt."""
-    status: Mapped[StepStatus] = mapped_column(Word(StepStatus))
+    status: Mapped[StepStatus] = mapped_column(word_type(StepStatus))
     """How it ended."""
     worker: Mapped[str | None] = mapped_column(name_type())
     """The host and the process that performed it."""
-    started_at: Mapped[datetime.datetime | None] = mapped_column(UTCDateTime())
-    finished_at: Mapped[datetime.datetime] = mapped_column(UTCDateTime(), default=clock())
+    started_at: Mapped[datetime.datetime | None] = mapped_column(time_type())
+    finished_at: Mapped[datetime.datetime] = mapped_column(time_type(), default=clock())
     error: Mapped[str | None] = mapped_column(text_type())
     """One line, or None."""
     traceback: Mapped[str | None] = mapped_column(text_type())
@@ -212,11 +222,11 @@ class Worker(Base):
 
     __tablename__ = "sequence_workers"
 
-    id: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    id: Mapped[str] = mapped_column(name_type(32), primary_key=True)
     host: Mapped[str] = mapped_column(name_type())
-    pid: Mapped[int] = mapped_column()
-    started_at: Mapped[datetime.datetime] = mapped_column(UTCDateTime(), default=clock())
-    seen_until: Mapped[datetime.datetime] = mapped_column(UTCDateTime())
+    pid: Mapped[int] = mapped_column(sa.INTEGER())
+    started_at: Mapped[datetime.datetime] = mapped_column(time_type(), default=clock())
+    seen_until: Mapped[datetime.datetime] = mapped_column(time_type())
 
     __table_args__: t.Any = (sa.PrimaryKeyConstraint("id", name="pk_sequence_workers"),)
 

@@ -13,12 +13,16 @@ from pathlib import Path
 import flask_migrate
 import pytest
 import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata, produce_migrations, render_python_code
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
 from alembic.script import write_hooks
 from alembic.util import CommandError
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.pool import NullPool
 
 from flask_sequence.errors import SetupError
-from flask_sequence.rows.migration import REVISION, install_render_item, write_revision
+from flask_sequence.rows.migration import REVISION, write_revision
 from flask_sequence.rows.models import MODELS, Base
 from tests.support import services
 from tests.support.workers import ROOT, write_module
@@ -391,40 +395,40 @@ def test_file_template_and_hooks_are_honoured(away: Flask, migrations: Path) -> 
     assert path.read_text().endswith("# hooked\n")
 
 
-# render_item
+# How our types look in it
 
 
-def test_the_applications_own_render_item_follows_ours(away: Flask, tmp_path: Path) -> None:
-    seen: list[str] = []
+def test_without_flask_migrate_nothing_of_ours_is_in_it(url: str) -> None:
+    engine = sa.create_engine(url, poolclass=NullPool)
+    expected = created(url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        written = produce_migrations(context, Base.metadata).upgrade_ops
+        assert written is not None
+        text = render_python_code(written, migration_context=context)
+        assert "flask_sequence." not in text
+        names = {"sa": sa, "mysql": mysql, "postgresql": postgresql, "op": Operations(context)}
+        with context.begin_transaction():
+            exec(f"if True:\n{text}", names)
+        connection.commit()
+        assert compare_metadata(context, Base.metadata) == []
+    assert shape(url) == expected
 
+
+def test_the_applications_own_render_item_is_asked(away: Flask, tmp_path: Path) -> None:
     def render_item(kind: str, item: t.Any, context: t.Any) -> str | t.Literal[False]:
-        seen.append(type(item).__name__)
-        if kind == "type" and type(item) is sa.SmallInteger:
+        if kind == "type" and type(item) is sa.SMALLINT:
             context.imports.add("import decimal")
             return "sa.Integer()"
         return False
 
-    configuration = away.extensions["migrate"].configure_args
-    configuration["render_item"] = render_item
-    install_render_item(away)
+    away.extensions["migrate"].configure_args["render_item"] = render_item
 
     path = write_revision(away, str(tmp_path / "migrations"))
 
     assert path is not None
     assert "sa.Column('format', sa.Integer(), nullable=False)" in path.read_text()
     assert "\nimport decimal\n" in path.read_text()
-    assert "SmallInteger" in seen
-    assert not {"UTCDateTime", "DataText", "Word"} & set(seen)
-
-
-def test_it_is_installed_once(away: Flask) -> None:
-    before = away.extensions["migrate"].configure_args["render_item"]
-
-    install_render_item(away)
-    with away.app_context():
-        pass
-
-    assert away.extensions["migrate"].configure_args["render_item"] is before
 
 
 def test_the_prefixes_of_the_application_are_taken(away: Flask, tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ class Stranger:
     @contextlib.contextmanager
     def _open(self, statement: sa.Executable) -> t.Iterator[sa.Connection]:
         with self._engine.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
             connection.execute(statement).close()
             yield connection
             connection.rollback()
