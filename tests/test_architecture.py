@@ -33,8 +33,8 @@ FLOORS = (
 
 ROOMS = {
     "definition": "callables retry options data steps functions registry",
-    "rows": "driver_errors columns dialects locks models readonly claims reads statements moves"
-    " upkeep migration",
+    "rows": "driver_errors columns liveness dialects locks models readonly claims reads statements"
+    " moves upkeep migration",
     "broker": "folders transport embedded share publisher",
     "engine": "sessions transaction fence control attempt runner",
     "worker": "children repeats sweep task keeper signals",

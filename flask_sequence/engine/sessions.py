@@ -12,6 +12,7 @@ from flask import has_app_context
 from sqlalchemy.orm import object_session
 
 from ..rows.dialects import is_memory, short_transaction, single_statements
+from ..rows.liveness import note_use
 from ..rows.models import SequenceRun
 from ..runtime import Runtime
 
@@ -93,6 +94,7 @@ class KeptConnection:
         """Let the pool have it."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            note_use(connection, self._used_at)
             connection.close()
 
 

@@ -17,6 +17,7 @@ _TRANSIENT_MYSQL = frozenset(
     {1020, 1021, 1040, 1053, 1114, 1205, 1213, 1290, 1317, 1792, 1836, 1927, 1969}
     | {2002, 2003, 2006, 2013, 2014, 2055, 3024, 4031}
 )
+_READ_ONLY_MYSQL = frozenset({1290, 1792, 1836})
 _TRANSIENT_SQLITE = frozenset({5, 6, 8, 10, 13, 15})
 # BUSY, LOCKED, READONLY, IOERR, FULL, PROTOCOL (a race for the locks of a WAL)
 
@@ -48,6 +49,11 @@ def is_lock_timeout(error: sa.exc.DBAPIError) -> bool:
     if (sqlite_code := getattr(error.orig, "sqlite_errorcode", None)) is not None:
         return bool(sqlite_code & 0xFF == 5)  # BUSY; there is one lock for all
     return bool(_sqlstate(error.orig) == "55P03" or _number(error.orig) == 1205)
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """Tell whether a driver's error says that the server, or the transaction, may not write."""
+    return bool(_sqlstate(error) == "25006" or _number(error) in _READ_ONLY_MYSQL)
 
 
 def _sqlstate(error: BaseException | None) -> t.Any:

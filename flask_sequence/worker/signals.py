@@ -19,6 +19,7 @@ from ..definition.registry import get_sequence, sequence_names
 from ..engine.sessions import KeptConnection
 from ..errors import SetupError
 from ..rows.dialects import is_memory, most_connections
+from ..rows.liveness import watch_connections
 from ..runtime import Runtime
 from .keeper import Keeper
 from .task import known_runtimes, runtime_for
@@ -111,6 +112,8 @@ def _prepare(runtime: Runtime) -> None:
                 "The database is SQLite in memory, which a worker cannot share with the"
                 " application: use a file, for example sqlite:///app.db."
             )
+        for engine in runtime.db.engines.values():
+            watch_connections(engine)
     runtime.worker_id = uuid.uuid4().hex
     runtime.in_worker = True
     runtime.stop_flag = mmap.mmap(-1, 1)

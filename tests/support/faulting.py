@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 
 from flask_sequence import BaseSequence, SequenceRun, Status
 from tests.support.application import Effect, db
-from tests.support.working import Gate, Noted, Scene
+from tests.support.working import Gate, Noted, Scene, folder
 
 SETTINGS: dict[str, t.Any] = {"SEQUENCE_IMPORTS": ("tests.support.faulting",)}
 REPEATED = """
@@ -60,6 +60,16 @@ class Lasting(Noted):
         time.sleep(self.data["seconds"])
 
 
+class Asleep(Noted):
+    """Waits a minute for the database's answer, until the test opens the gate."""
+
+    def work(self) -> None:
+        if (folder() / "open").exists():
+            return
+        is_postgresql = db.session.get_bind().dialect.name == "postgresql"
+        db.session.execute(sa.text(f"SELECT {'pg_sleep' if is_postgresql else 'SLEEP'}(60)"))
+
+
 class Late(Noted):
     """Succeeds at the second attempt."""
 
@@ -96,6 +106,10 @@ class FaultLate(BaseSequence):
 
 class FaultGated(BaseSequence):
     steps = (Gate, BriefLast)
+
+
+class FaultAsleep(BaseSequence):
+    steps = (Asleep, BriefLast)
 
 
 class FaultLasting(BaseSequence):

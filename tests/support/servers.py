@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.hosts import Host
 from tests.support.services import is_answering
 from tests.support.waiting import wait_until
 from tests.support.workers import family_of
@@ -31,7 +32,11 @@ def free_port() -> int:
 
 
 class Server(abc.ABC):
-    """A server process; ``start`` and ``kill`` may follow each other, the data stay."""
+    """A server process; ``start`` and ``kill`` may follow each other, the data stay.
+
+    :param host: The host that it runs on, if not this one; then it is reached from here by a socket
+        file, and from other hosts at ``remote_url``.
+    """
 
     program: t.ClassVar[str]
     """The program that must be installed."""
@@ -39,12 +44,15 @@ class Server(abc.ABC):
     """The user that it runs as if the tests run as root."""
     url: str
     """Its address, as in ``tests.support.services``."""
+    remote_url: str
+    """Its address from another host."""
     seconds: t.ClassVar[float] = 30.0
     """How long starting and stopping may take."""
     crash_signal: t.ClassVar[signal.Signals] = signal.SIGKILL
     """What ends it at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host | None = None) -> None:
+        self.host = host
         if shutil.which(self.program) is None:
             message = f"{self.program} is not installed"
             (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(message)
@@ -81,14 +89,18 @@ class Server(abc.ABC):
 
     def start(self) -> t.Self:
         """Start it, and wait until it answers."""
+        command, user = self.command(), self._user
+        if self.host is not None:  # entering a namespace takes root
+            switch = () if user is None else _switch_to(user)
+            command, user = [*self.host.enter, *switch, *command], None
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command(),
+                command,
                 cwd=self.folder,
                 env={**os.environ, **self.environment()},
-                user=self._user,
-                group=self._user,
-                extra_groups=None if self._user is None else [],
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -122,6 +134,11 @@ class Server(abc.ABC):
     def resume(self) -> None:
         """End a pause."""
         self._send(signal.SIGCONT)
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return "127.0.0.1" if self.host is None else self.host.address
 
     @property
     def pid(self) -> int:
@@ -177,6 +194,10 @@ class Server(abc.ABC):
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 
+def _switch_to(user: str) -> tuple[str, ...]:
+    return ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups")
+
+
 class PostgreSQLServer(Server):
     """PostgreSQL. A kill takes down its children too: ``restart`` is a crash, with recovery."""
 
@@ -187,17 +208,26 @@ class PostgreSQLServer(Server):
     @property
     def url(self) -> str:  # type: ignore[override]
         """The address of its database ``postgres``."""
-        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
+        if self.host is None:
+            return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
+        return f"postgresql+psycopg://postgres@/postgres?host={self.folder}&port={self.port}"
+
+    @property
+    def remote_url(self) -> str:  # type: ignore[override]
+        """The address of that database from another host."""
+        return f"postgresql+psycopg://postgres@{self.address}:{self.port}/postgres"
 
     def prepare(self) -> None:
         """Make the data folder."""
         data = str(self.folder / "data")
         self._run("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "-D", data)
+        with (self.folder / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all 192.0.2.0/24 trust\n")
 
     def command(self) -> list[str]:
         """Give the command."""
         data, port, sockets = str(self.folder / "data"), str(self.port), str(self.folder)
-        return ["postgres", "-D", data, "-p", port, "-k", sockets, "-h", "127.0.0.1"]
+        return ["postgres", "-D", data, "-p", port, "-k", sockets, "-h", self.address]
 
 
 class MariaDBServer(Server):
@@ -209,19 +239,38 @@ class MariaDBServer(Server):
     @property
     def url(self) -> str:  # type: ignore[override]
         """The address of the server."""
-        return f"mariadb+pymysql://root@127.0.0.1:{self.port}/"
+        if self.host is None:
+            return f"mariadb+pymysql://root@127.0.0.1:{self.port}/"
+        return f"mariadb+pymysql://root@localhost/?unix_socket={self.folder / 's'}"
+
+    @property
+    def remote_url(self) -> str:  # type: ignore[override]
+        """The address of the server from another host."""
+        return f"mariadb+pymysql://root@{self.address}:{self.port}/"
 
     def prepare(self) -> None:
         """Make the data folder."""
         data = f"--datadir={self.folder / 'data'}"
         self._run("mariadb-install-db", "--no-defaults", data, "--skip-test-db")
 
+    def start(self) -> t.Self:
+        """Start it; what a killed one has left would be asked in its stead."""
+        (self.folder / "s").unlink(missing_ok=True)
+        return super().start()
+
+    def _has_answered(self) -> bool:
+        # PyMySQL leaves a socket open that finds nobody.
+        waits = self.host is not None and not (self.folder / "s").exists()
+        return not waits and super()._has_answered()
+
     def command(self) -> list[str]:
         """Give the command."""
         return [
             *("mariadbd", "--no-defaults", f"--datadir={self.folder / 'data'}"),
-            *(f"--port={self.port}", "--bind-address=127.0.0.1", f"--socket={self.folder / 's'}"),
-            *("--skip-grant-tables", "--skip-networking=0", "--innodb-buffer-pool-size=64M"),
+            *(f"--port={self.port}", f"--bind-address={self.address}"),
+            f"--socket={self.folder / 's'}",
+            *("--skip-grant-tables", "--skip-networking=0", "--skip-name-resolve"),
+            "--innodb-buffer-pool-size=64M",
         ]
 
 
@@ -233,12 +282,19 @@ class RedisServer(Server):
     @property
     def url(self) -> str:  # type: ignore[override]
         """The address of its first database."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return self.remote_url if self.host is None else f"unix://{self.folder / 's'}"
+
+    @property
+    def remote_url(self) -> str:  # type: ignore[override]
+        """The address of that database from another host."""
+        return f"redis://{self.address}:{self.port}/0"
 
     def command(self) -> list[str]:
         """Give the command."""
         port = str(self.port)
-        where = ("--bind", "127.0.0.1", "--dir", str(self.folder))
+        where = ["--bind", self.address, "--dir", str(self.folder)]
+        if self.host is not None:
+            where += ["--unixsocket", str(self.folder / "s"), "--protected-mode", "no"]
         return ["redis-server", "--port", port, *where, "--save", "", "--appendonly", "no"]
 
 

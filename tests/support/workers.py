@@ -10,6 +10,7 @@ import textwrap
 import typing as t
 from pathlib import Path
 
+from tests.support.hosts import Host
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,7 @@ class Worker:
     :param options: Options of Celery's worker, for example ``"-c", "2"``.
     :param celery: Start it by ``celery -A`` rather than by ``flask sequence worker``.
     :param env: More environment variables.
+    :param host: The host that it runs on, if not this one.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Worker:
         *options: str,
         celery: bool = False,
         env: t.Mapping[str, str] | None = None,
+        host: Host | None = None,
     ) -> None:
         start = ["flask", "--app", module, "sequence", "worker"]
         if celery:
             start = ["celery", "-A", f"{module}:celery_app", "worker"]
         self.folder = folder
-        self.command = [sys.executable, "-m", *start, *OPTIONS, *options]
+        enter = () if host is None else host.enter
+        self.command = [*enter, sys.executable, "-m", *start, *OPTIONS, *options]
         path = os.pathsep.join((str(folder), str(ROOT)))
         self.env = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
