@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "flask_sequence"
 
 FLOORS = (
-    ("errors", "status", "failures"),
+    ("errors", "status", "masking"),
+    ("failures",),
     ("config",),
     ("definition",),
     ("runtime",),

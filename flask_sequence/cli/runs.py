@@ -12,14 +12,13 @@ from flask import current_app
 from ..definition.data import encode
 from ..definition.registry import get_sequence
 from ..engine import control
+from ..masking import masked, secrets_in, without
 from ..rows.models import SequenceRun
 from ..runtime import runtime_of
 from ..status import Status
 from .group import sequence_cli
 from .text import escape, print_table, shown_time
 
-SECRET = re.compile(r"passw|token|secret|authoriz", re.IGNORECASE)
-"""Which keys of the data ``show`` masks."""
 _ITEM = re.compile(r"(?P<key>[^=]*?[^=:])(?P<json>:)?=(?P<value>.*)", re.DOTALL)
 _RUN_ID = click.IntRange(min=1, max=2**63 - 1)
 
@@ -110,7 +109,8 @@ def list_(status: str | None, sequence: str | None, limit: int) -> None:
 def show(run_id: int, traceback: bool) -> None:
     """Show a run: where it stands, its data, and each attempt at its steps.
 
-    Values whose key looks like a password, token, secret or authorization are masked.
+    Values whose key looks like a password, token, key of an API, cookie, card or another secret are
+    masked, also where they stand in an error or a traceback.
 
     \b
     Examples:
@@ -118,40 +118,35 @@ def show(run_id: int, traceback: bool) -> None:
       flask sequence show 17 --traceback
     """
     run = control.find_run(run_id)
-    _print_fields(run)
+    data = json.loads(encode(run.data))
+    secrets = secrets_in(run.data, data)
+    _print_fields(run, secrets)
     click.echo("\ndata")
-    data = _masked(json.loads(encode(run.data)))
-    for line in json.dumps(data, indent=2, ensure_ascii=False).splitlines():
+    for line in json.dumps(masked(data), indent=2, ensure_ascii=False).splitlines():
         click.echo(f"  {escape(line)}")
     click.echo("\nstep runs")
     rows = [
-        (s.step, s.attempt, s.status, shown_time(s.finished_at), s.worker, s.error)
+        (s.step, s.attempt, s.status, shown_time(s.finished_at), s.worker, told)
         for s in run.step_runs
+        for told in [without(secrets, s.error or "")]
     ]
     print_table(("STEP", "ATTEMPT", "STATUS", "FINISHED", "WORKER", "ERROR"), rows, indent="  ")
     for step_run in run.step_runs if traceback else ():
         if step_run.traceback:
             click.echo(f"\n{escape(step_run.step)}, attempt {step_run.attempt}")
-            for line in step_run.traceback.rstrip().split("\n"):
+            for line in without(secrets, step_run.traceback).rstrip().split("\n"):
                 click.echo(f"  {escape(line)}")
 
 
-def _print_fields(run: SequenceRun) -> None:
+def _print_fields(run: SequenceRun, secrets: t.Collection[str]) -> None:
     times = ("due_at", "created_at", "started_at", "updated_at", "finished_at")
     names = ("id", "uid", "sequence", "step", "status", "key", "queue", "attempt", "error")
     for name in (*names, *times):
         value = getattr(run, name)
         if value is not None:
-            shown = shown_time(value) if name in times else escape(str(value))
-            click.echo(f"{name.removesuffix('_at'):<9} {shown}")
-
-
-def _masked(tree: t.Any) -> t.Any:
-    if isinstance(tree, list):
-        return [_masked(item) for item in tree]
-    if isinstance(tree, dict):
-        return {key: "***" if SECRET.search(key) else _masked(tree[key]) for key in tree}
-    return tree
+            shown = shown_time(value) if name in times else str(value)
+            shown = without(secrets, shown) if name == "error" else shown
+            click.echo(f"{name.removesuffix('_at'):<9} {escape(shown)}")
 
 
 @sequence_cli.command()

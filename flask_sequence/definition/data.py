@@ -215,9 +215,11 @@ def _read_marked(mark: t.Any, value: t.Any) -> t.Any:
     try:
         return _READERS[mark](value)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
-        what = f"{reprlib.repr(value)} marked as {reprlib.repr(mark)}"
+        # Not the value itself: the text goes into logs, and it may be a secret.
         cure = "update flask-sequence if a later version wrote it, else mend the row"
-        raise DataError("data", f"holds {what}, which cannot be read; {cure}") from None
+        raise DataError(
+            "data", f"holds a value marked as {reprlib.repr(mark)} that cannot be read; {cure}"
+        ) from None
 
 
 def _check_size(size: int, max_bytes: int | None) -> None:

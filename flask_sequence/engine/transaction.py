@@ -14,7 +14,7 @@ from ..rows import reads
 from ..rows.dialects import bounded_lock_wait
 from ..rows.driver_errors import is_lock_timeout
 from ..rows.models import SequenceRun
-from ..rows.readonly import name_missing_tables, refuse_writes
+from ..rows.readonly import hide_parameters, name_missing_tables, refuse_writes
 from ..runtime import Nudge, Runtime, current_runtime
 from .sessions import connection_of, fresh_read, identity_of
 
@@ -182,4 +182,5 @@ def _around(savepoint: SessionTransaction) -> SessionTransaction:
 
 
 sa.event.listen(Session, "before_flush", refuse_writes)
+sa.event.listen(sa.Engine, "handle_error", hide_parameters)
 sa.event.listen(sa.Engine, "handle_error", name_missing_tables)

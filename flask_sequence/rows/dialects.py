@@ -12,6 +12,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool
 
 from .columns import MYSQL, UTCDateTime, time_type
+from .driver_errors import is_missing_savepoint
 
 SERVER_SECONDS = 2
 """What a short connection may take at most to connect, and for one statement."""
@@ -308,8 +309,8 @@ def release_guard(connection: sa.Connection) -> bool:
     if is_mysql(connection):
         try:
             connection.exec_driver_sql(f"RELEASE SAVEPOINT {_GUARD}")
-        except sa.exc.OperationalError as error:
-            if error.orig is not None and error.orig.args[0] == 1305:
+        except sa.exc.DBAPIError as error:
+            if is_missing_savepoint(error):
                 return False
             raise
     return True

@@ -1,37 +1,178 @@
-"""What the errors of database drivers mean: which deserve another try. It goes by their codes."""
+"""What the errors of database drivers mean, by their codes: any text may hold a parameter."""
 
 from __future__ import annotations
 
+import enum
 import typing as t
 
 import sqlalchemy as sa
 
+from ..failures import names_our_table
+
 NO_ANSWER = (sa.exc.OperationalError, sa.exc.InterfaceError)
 """What is raised where a server is not reached, or lets nobody in."""
 
-_TRANSIENT_SQLSTATES = frozenset(
-    {"40001", "40P01", "55P03", "57014", "25006", "25P03", "25P04", "53300", "53100"}
-)
-_TRANSIENT_CLASSES = ("08", "57P")
-_TRANSIENT_MYSQL = frozenset(
-    {1020, 1021, 1040, 1053, 1114, 1205, 1213, 1290, 1317, 1792, 1836, 1927, 1969}
-    | {2002, 2003, 2006, 2013, 2014, 2055, 3024, 4031}
-)
-_READ_ONLY_MYSQL = frozenset({1290, 1792, 1836})
-_TRANSIENT_SQLITE = frozenset({5, 6, 8, 10, 13, 15})
-# BUSY, LOCKED, READONLY, IOERR, FULL, PROTOCOL (a race for the locks of a WAL)
+
+class Reason(enum.Enum):
+    """Why a statement failed that may succeed when it is sent again."""
+
+    CONFLICT = "another transaction came first"
+    LOST = "the connection or the server is gone"
+    FULL = "the server, or the pool, has no room now"
+    READ_ONLY = "the server takes no writes now, as after a failover"
+    POOLER = "a pooler gave the connection's prepared statements to another one"
+    LIMIT = "it took longer than a setting of the database allows"
+
+
+class Code(t.NamedTuple):
+    """A driver's code for an error."""
+
+    family: t.Literal["sqlstate", "mysql", "sqlite"]
+    value: str | int
+
+
+_REASONS: t.Mapping[Reason, t.Mapping[str, t.Collection[str | int]]] = {
+    Reason.CONFLICT: {
+        # serialization_failure, deadlock_detected, lock_not_available
+        "sqlstate": ("40001", "40P01", "55P03"),
+        # a changed snapshot, a changed table, lock wait, deadlock
+        "mysql": (1020, 1412, 1205, 1213),
+        # BUSY, LOCKED, PROTOCOL: a race for the locks of a WAL
+        "sqlite": (5, 6, 15),
+    },
+    Reason.LOST: {
+        # the classes connection_exception and operator intervention: a shutdown, a crash
+        "sqlstate": ("08", "57P"),
+        # Galera's node is not ready, shutdown, network, killed; from 2002 on the client's own
+        "mysql": {1047, 1053, 1158, 1159, 1160, 1161, 1927}
+        | {2002, 2003, 2006, 2013, 2014, 2045, 2055, 4031},
+        # IOERR
+        "sqlite": (10,),
+    },
+    Reason.FULL: {
+        # too_many_connections, disk_full
+        "sqlstate": ("53300", "53100"),
+        # disk full, too many connections, table full, too many of one user
+        "mysql": (1021, 1040, 1114, 1203),
+        "sqlite": (13,),
+    },
+    Reason.READ_ONLY: {
+        "sqlstate": ("25006",),
+        # --read-only, a transaction that only reads, read_only
+        "mysql": (1290, 1792, 1836),
+        "sqlite": (8,),
+    },
+    Reason.POOLER: {
+        # duplicate_prepared_statement, invalid_sql_statement_name
+        "sqlstate": ("42P05", "26000"),
+    },
+    Reason.LIMIT: {
+        # query_canceled (statement_timeout), idle_in_transaction and transaction timeout
+        "sqlstate": ("57014", "25P03", "25P04"),
+        # KILL QUERY, max_statement_time, max_execution_time
+        "mysql": (1317, 1969, 3024),
+    },
+}
+"""Which codes deserve another try, and why; a PostgreSQL code may be the beginning of one.
+
+Not in it, since the next try ends the same way: a row that is larger than ``max_allowed_packet``
+(1153), a query that is larger than ``temp_file_limit`` (53400) or than the memory (53200).
+"""
+
+
+def code_of(error: BaseException | None) -> Code | None:
+    """Read a driver's code.
+
+    :param error: What the driver raised, SQLAlchemy's ``orig``.
+    :return: None where there is none: the server was not reached, or the driver itself refused.
+    """
+    first = error.args[0] if error is not None and error.args else None
+    # MySQL's own number comes first: beside it, a state says little (HY000 for a lock, too).
+    for number in (first, getattr(error, "errno", None)):  # PyMySQL, mysqlclient; MariaDB Connector
+        if isinstance(number, int):
+            return Code("mysql", number)
+    number = getattr(error, "sqlite_errorcode", None)
+    if isinstance(number, int):
+        return Code("sqlite", number & 0xFF)
+    told = first.get("C") if isinstance(first, dict) else None  # pg8000
+    for state in (getattr(error, "sqlstate", None), getattr(error, "pgcode", None), told):
+        if isinstance(state, str):  # psycopg; psycopg2
+            return Code("sqlstate", state)
+    return None
+
+
+def reason_of(error: BaseException) -> Reason | None:
+    """Tell why another try may succeed; None: it would end the same way.
+
+    :param error: What was raised; only SQLAlchemy's errors of a driver or a pool have a reason.
+    """
+    if isinstance(error, sa.exc.TimeoutError):
+        return Reason.FULL
+    if not isinstance(error, sa.exc.DBAPIError):
+        return None
+    code = code_of(error.orig)
+    found = None if code is None else _reason_of_code(code)
+    if found is None and (error.connection_invalidated or (code is None and _is_unheard(error))):
+        return Reason.LOST
+    return found
+
+
+def _reason_of_code(code: Code) -> Reason | None:
+    for reason, families in _REASONS.items():
+        values = families.get(code.family, ())
+        if code.value in values:
+            return reason
+        if code.family == "sqlstate" and str(code.value).startswith(_classes(values)):
+            return reason
+    return None
+
+
+def _classes(values: t.Collection[str | int]) -> tuple[str, ...]:
+    return tuple(value for value in values if isinstance(value, str) and len(value) < 5)
+
+
+def _is_unheard(error: sa.exc.DBAPIError) -> bool:
+    # PostgreSQL's drivers have a code for whatever the server answers.
+    orig = error.orig
+    coded = any(hasattr(orig, name) for name in ("sqlstate", "pgcode"))
+    packages = {kind.__module__.partition(".")[0] for kind in type(orig).__mro__}
+    return (coded or "pg8000" in packages) and isinstance(error, NO_ANSWER)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether the database itself asks for another try: a deadlock, a lock, a lost connection.
+    """Tell whether another try of our own statement may succeed: a deadlock, a lost connection.
 
-    It goes by the driver's code, since any text may stand in a bound parameter.
-
-    :param error: What was raised; only SQLAlchemy's ``DBAPIError`` can be transient.
+    :param error: What was raised.
     """
-    if isinstance(error, sa.exc.DBAPIError):
-        return error.connection_invalidated or _is_transient_code(error)
-    return isinstance(error, sa.exc.TimeoutError)  # no connection left in the pool
+    return reason_of(error) is not None
+
+
+def is_free(error: BaseException) -> bool:
+    """Tell whether an error that ended a step may cost the step none of its tries.
+
+    It may where the reason lies outside the step. A limit that the step's own statements, or its
+    idling between them, exceeded, does not: it exceeds it again.
+
+    :param error: What was raised.
+    """
+    reason = reason_of(error)
+    if reason is Reason.LIMIT:
+        return names_our_table(getattr(error, "statement", None))
+    return reason is not None
+
+
+def is_pooler(error: BaseException) -> bool:
+    """Tell whether a pooler such as PgBouncer mixed up prepared statements: never a step's fault.
+
+    :param error: What was raised.
+    """
+    return reason_of(error) is Reason.POOLER
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """Tell whether a driver's error says that the server, or the transaction, may not write."""
+    code = code_of(error)
+    return code is not None and _reason_of_code(code) is Reason.READ_ONLY
 
 
 def is_after_failure(error: BaseException) -> bool:
@@ -41,49 +182,28 @@ def is_after_failure(error: BaseException) -> bool:
     """
     if isinstance(error, sa.exc.PendingRollbackError):
         return True
-    return isinstance(error, sa.exc.DBAPIError) and bool(_sqlstate(error.orig) == "25P02")
+    aborted = Code("sqlstate", "25P02")
+    return isinstance(error, sa.exc.DBAPIError) and code_of(error.orig) == aborted
 
 
 def is_lock_timeout(error: sa.exc.DBAPIError) -> bool:
     """Tell whether a statement waited for a lock longer than it was allowed to."""
-    if (sqlite_code := getattr(error.orig, "sqlite_errorcode", None)) is not None:
-        return bool(sqlite_code & 0xFF == 5)  # BUSY; there is one lock for all
-    return bool(_sqlstate(error.orig) == "55P03" or _number(error.orig) == 1205)
-
-
-def is_read_only(error: BaseException | None) -> bool:
-    """Tell whether a driver's error says that the server, or the transaction, may not write."""
-    return bool(_sqlstate(error) == "25006" or _number(error) in _READ_ONLY_MYSQL)
-
-
-def _sqlstate(error: BaseException | None) -> t.Any:
-    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-
-
-def _number(error: BaseException | None) -> t.Any:
-    return error.args[0] if error is not None and error.args else None
-
-
-def _is_transient_code(error: sa.exc.DBAPIError) -> bool:
-    number = _number(error.orig)
-    if isinstance(number, int):
-        return number in _TRANSIENT_MYSQL  # Its own state says little: HY000 for a lock, too.
-    sqlstate = _sqlstate(error.orig)
-    if isinstance(sqlstate, str):
-        return sqlstate in _TRANSIENT_SQLSTATES or sqlstate.startswith(_TRANSIENT_CLASSES)
-    sqlite_code = getattr(error.orig, "sqlite_errorcode", None)
-    if sqlite_code is not None:
-        return sqlite_code & 0xFF in _TRANSIENT_SQLITE
-    # There is no answer to have a code: the server was not reached, or the driver refused.
-    has_codes = hasattr(error.orig, "sqlstate") or hasattr(error.orig, "pgcode")
-    return has_codes and isinstance(error, NO_ANSWER)
+    # SQLite has one lock for all.
+    waited = Code("sqlstate", "55P03"), Code("mysql", 1205), Code("sqlite", 5)
+    return code_of(error.orig) in waited
 
 
 def is_missing_table(error: BaseException | None) -> bool:
     """Tell whether a driver's error says that a table does not exist."""
-    if getattr(error, "sqlite_errorname", None) == "SQLITE_ERROR":
+    code = code_of(error)
+    if code == Code("sqlite", 1):
         return "no such table" in str(error)  # SQLite has no code of its own for it
-    return bool(_sqlstate(error) == "42P01" or _number(error) == 1146)
+    return code in (Code("sqlstate", "42P01"), Code("mysql", 1146))
+
+
+def is_missing_savepoint(error: sa.exc.DBAPIError) -> bool:
+    """Tell whether MariaDB no longer knows a savepoint: the transaction that had it is gone."""
+    return code_of(error.orig) == Code("mysql", 1305)
 
 
 def is_integrity_error(error: BaseException) -> bool:

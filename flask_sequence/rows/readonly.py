@@ -1,18 +1,16 @@
-"""Rows that are read-only, and tables that are missing: errors that say what to do."""
+"""Errors that say what to do, and hold no data: of read-only rows, of tables that are missing."""
 
 from __future__ import annotations
 
-import re
 import typing as t
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ..errors import ReadOnlyError, SetupError
+from ..failures import names_our_table
 from .driver_errors import is_missing_table
 from .models import MODELS, Base, SequenceRun
-
-_OUR_TABLE = re.compile(rf"\b({'|'.join(model.__tablename__ for model in MODELS)})\b")
 
 
 def refuse_writes(session: Session, context: t.Any, instances: t.Any) -> None:
@@ -47,6 +45,16 @@ def _changed_columns(row: Base) -> list[str]:
     return [column.key for column in columns if state.attrs[column.key].history.has_changes()]
 
 
+def hide_parameters(context: sa.engine.ExceptionContext) -> None:
+    """Let an error of one of our statements not show, anywhere, what was sent with it.
+
+    :param context: The error of a driver.
+    """
+    error = context.sqlalchemy_exception
+    if error is not None and names_our_table(context.statement):
+        error.hide_parameters = True
+
+
 def name_missing_tables(context: sa.engine.ExceptionContext) -> SetupError | None:
     """Say how to make our tables, where a statement found them missing.
 
@@ -57,7 +65,7 @@ def name_missing_tables(context: sa.engine.ExceptionContext) -> SetupError | Non
     problem, *_ = str(context.original_exception).splitlines() or [""]
     if (
         reads_or_writes
-        and _OUR_TABLE.search(problem)
+        and names_our_table(problem)
         and is_missing_table(context.original_exception)
     ):
         return SetupError(

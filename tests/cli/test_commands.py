@@ -14,6 +14,7 @@ from unittest.mock import Mock
 
 import flask
 import pytest
+import sqlalchemy as sa
 from celery import Celery, signals
 from click.testing import Result
 from flask import Flask
@@ -21,6 +22,7 @@ from flask import Flask
 from flask_sequence import BaseSequence, SequenceRun, Status, Step
 from flask_sequence.cli import sequence_cli
 from flask_sequence.cli.text import escape
+from flask_sequence.rows.models import runs, step_runs
 from flask_sequence.runtime import runtime_of
 from flask_sequence.testing import drain
 from tests.support.application import db
@@ -238,7 +240,7 @@ def test_show_gives_tracebacks_when_asked(sqlite_app: Flask) -> None:
 def test_show_masks_secrets(sqlite_app: Flask) -> None:
     data = (
         '{"password": "hush", "nested": [{"API_Token": {"a": "hush"}, "client-secret": "hush"}],'
-        ' "headers": {"Authorization": "hush"}, "passwd": "hush", "name": "Joel"}'
+        ' "headers": [{"name": "Authorization", "value": "hush"}], "iban": "hush", "name": "Joel"}'
     )
     run_id = run(sqlite_app, "start", "CliForm", "--data", data).stdout.strip()
 
@@ -247,6 +249,21 @@ def test_show_masks_secrets(sqlite_app: Flask) -> None:
     assert "hush" not in shown
     assert shown.count('"***"') == 5
     assert '"name": "Joel"' in shown
+
+
+def test_show_masks_secrets_in_errors_too(sqlite_app: Flask) -> None:
+    run_id = fail(sqlite_app)
+    with sqlite_app.app_context():
+        told = {"error": "ValueError: hush-1", "data": {"token": "hush-1"}}
+        db.session.execute(sa.update(runs).values(told))
+        db.session.execute(sa.update(step_runs).values(error="hush-1", traceback="hush-1"))
+        db.session.commit()
+
+    shown = run(sqlite_app, "show", run_id, "--traceback").stdout
+
+    assert "hush" not in shown
+    assert "error     ValueError: ***" in shown
+    assert shown.rstrip().endswith("***")
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import sqlite3
 import typing as t
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -27,7 +25,7 @@ from flask_sequence.rows.dialects import (
     short_transaction,
     single_statements,
 )
-from flask_sequence.rows.driver_errors import is_lock_timeout, is_missing_table, is_transient
+from flask_sequence.rows.driver_errors import is_lock_timeout, is_transient
 from flask_sequence.rows.models import runs
 from tests.support.application import Effect
 from tests.support.stepping import Stepping, note
@@ -160,102 +158,6 @@ def test_the_engine_of_the_keeper_waits_for_none_long(
 )
 def test_a_database_in_memory(url: str, expected: bool) -> None:
     assert is_memory(sa.create_engine(url, poolclass=NullPool)) is expected
-
-
-def sqlite_error(code: int | None) -> sqlite3.Error:
-    error = sqlite3.OperationalError("database is locked")
-    if code is not None:
-        error.sqlite_errorcode = code
-    return error
-
-
-def postgresql_error(state: str | None) -> Exception:
-    error = psycopg.OperationalError("server closed the connection unexpectedly")
-    error.sqlstate = state
-    return error
-
-
-def mysql_error(number: int, state: str | None = None) -> Exception:
-    error = Exception(number, "Lock wait timeout exceeded")
-    error.sqlstate = state  # type: ignore[attr-defined]
-    return error
-
-
-def psycopg2_error(code: str | None) -> Exception:
-    error = Exception("could not connect to server")
-    error.pgcode = code  # type: ignore[attr-defined]
-    return error
-
-
-@pytest.mark.parametrize(
-    ("original", "expected"),
-    [
-        (sqlite_error(5), True),
-        (sqlite_error(517), True),  # BUSY_SNAPSHOT
-        (sqlite_error(1), False),
-        (sqlite_error(19), False),
-        (sqlite_error(None), False),
-        (postgresql_error("40001"), True),
-        (postgresql_error("40P01"), True),
-        (postgresql_error("08006"), True),
-        (postgresql_error("57P01"), True),
-        (postgresql_error("25P02"), False),
-        (postgresql_error("42601"), False),
-        (postgresql_error("23505"), False),
-        (postgresql_error(None), True),
-        (psycopg2_error("40001"), True),
-        (psycopg2_error(None), True),
-        (mysql_error(1213, "40001"), True),
-        (mysql_error(1205, "HY000"), True),
-        (mysql_error(1020), True),
-        (mysql_error(1792, "25006"), True),
-        (mysql_error(2013), True),
-        (mysql_error(1062, "23000"), False),
-        (mysql_error(1064), False),
-        (Exception("deadlock"), False),
-        (Exception(), False),
-    ],
-)
-def test_what_deserves_another_try(original: Exception, expected: bool) -> None:
-    assert is_transient(sa.exc.OperationalError("x", {}, original)) is expected
-    assert not is_transient(original)
-
-
-def test_a_refusal_by_the_driver_is_no_lost_connection() -> None:
-    refused = psycopg.ProgrammingError("cannot adapt type")
-    assert not is_transient(sa.exc.ProgrammingError("x", {}, refused))
-    assert is_transient(sa.exc.DBAPIError("x", {}, Exception(), connection_invalidated=True))
-    assert is_transient(sa.exc.TimeoutError())
-    assert not is_transient(sa.exc.InvalidRequestError())
-
-
-def test_the_errors_of_real_servers(engine: sa.Engine) -> None:
-    with engine.connect() as connection:
-        for statement in ("SELEC", "SELECT nothing FROM effects", "SELECT * FROM missing_table"):
-            with pytest.raises(sa.exc.DBAPIError) as caught:
-                connection.exec_driver_sql(statement)
-            assert not is_transient(caught.value)
-            assert not is_lock_timeout(caught.value)
-            assert is_missing_table(caught.value.orig) is ("missing" in statement)
-            connection.rollback()
-        with pytest.raises(sa.exc.IntegrityError) as refused:
-            connection.execute(sa.insert(Effect).values(id=1, step="", note=None))
-        assert not is_transient(refused.value)
-    assert not is_missing_table(None)
-
-
-def test_a_write_where_only_reads_are_allowed_deserves_another_try(stepping: Stepping) -> None:
-    forbid = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
-    if stepping.dialect != "postgresql":
-        forbid = "SET SESSION TRANSACTION READ ONLY"
-    if stepping.dialect == "sqlite":
-        forbid = "PRAGMA query_only = ON"
-    with stepping.engine.connect() as connection:
-        connection.exec_driver_sql(forbid)
-        connection.commit()
-        with pytest.raises(sa.exc.DBAPIError) as caught:
-            insert(connection)
-    assert is_transient(caught.value)
 
 
 def test_the_guard_tells_whether_the_writes_still_stand(mariadb_stepping: Stepping) -> None:
