@@ -1,0 +1,1 @@
+"""What the tests do not notice: the code is changed in one place at a time, and its tests run."""
