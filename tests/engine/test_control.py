@@ -33,11 +33,12 @@ def statuses(app: Flask) -> list[Status]:
     return committed(app, sa.select(SequenceRun.status).order_by(SequenceRun.id))
 
 
-def committed_run(status: Status) -> SequenceRun:
+def committed_run(status: Status, **values: t.Any) -> SequenceRun:
     """Start a run, and put it where a test wants it."""
     run = TwoSteps.set(key="k").start()
     db.session.commit()
-    db.session.execute(sa.update(runs).where(runs.c.id == run.id).values(status=status))
+    put = sa.update(runs).where(runs.c.id == run.id)
+    db.session.execute(put.values(status=status, **values))
     db.session.commit()
     return run
 
@@ -62,6 +63,13 @@ class TestRetry:
         db.session.rollback()
         assert (run.status, run.retries) == (Status.FAILED, 0)
         assert [row.attempt for row in run.step_runs] == [1, 2]
+
+    def test_gives_all_tries_back(self, app: Flask, published: list[Nudge]) -> None:
+        run = committed_run(Status.FAILED, retries=25, crashes=5, due_at=None)
+        run.retry()
+        db.session.commit()
+        assert (run.retries, run.crashes) == (0, 0)
+        assert drain(app) == 2
 
     def test_is_rolled_back_with_the_callers_transaction(
         self, app: Flask, published: list[Nudge]
@@ -166,6 +174,16 @@ class TestCancel:
         assert drain(app, ignore_due=True) == 0
         assert (run.finished_at is None) is (status is Status.CANCELLED)
         assert TwoSteps.set(key="k").start().id != run.id or status is Status.CANCELLED
+
+    def test_takes_it_from_the_process_that_performs_it(
+        self, app: Flask, published: list[Nudge]
+    ) -> None:
+        held = {"worker_id": "somebody", "pid": 7, "step_started_at": sa.func.current_timestamp()}
+        run = committed_run(Status.RUNNING, **held)
+        run.cancel()
+        db.session.commit()
+        row = db.session.execute(sa.select(*(runs.c[name] for name in held))).one()
+        assert row == (None, None, None)
 
     def test_of_a_finished_run_is_refused(self, sqlite_app: Flask) -> None:
         run = committed_run(Status.FINISHED)

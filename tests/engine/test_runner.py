@@ -19,7 +19,7 @@ from flask_sequence.engine import attempt
 from flask_sequence.engine.attempt import LEFT_ALONE
 from flask_sequence.engine.runner import advance, stand_in
 from flask_sequence.rows.dialects import later
-from flask_sequence.rows.models import step_runs
+from flask_sequence.rows.models import EMPTIED, step_runs
 from tests.support.application import Effect, db
 from tests.support.stepping import Stepping, make_sequence, make_step, note
 
@@ -110,6 +110,13 @@ def test_a_newer_row_is_left_alone(
     sqlite_stepping.set(run_id, format=2)
     assert sqlite_stepping.advance(run_id, ignore_due=ignore_due) is LEFT_ALONE
     assert "newer release" in caplog.text
+    assert sqlite_stepping.row(run_id).attempt == 0
+
+
+def test_a_row_without_its_data_is_left_alone(sqlite_stepping: Stepping) -> None:
+    run_id = sqlite_stepping.start(a)
+    sqlite_stepping.set(run_id, format=EMPTIED)
+    assert sqlite_stepping.advance(run_id) is LEFT_ALONE
     assert sqlite_stepping.row(run_id).attempt == 0
 
 

@@ -15,7 +15,7 @@ from flask_sequence.engine.sessions import own_transaction
 from flask_sequence.rows import moves, reads
 from flask_sequence.rows.claims import Claim
 from flask_sequence.rows.dialects import later
-from flask_sequence.rows.models import FORMAT, runs
+from flask_sequence.rows.models import EMPTIED, FORMAT, runs
 from flask_sequence.status import ACTIVE, MOVES
 from tests.support.stepping import Stepping, note
 
@@ -153,7 +153,9 @@ def test_many_runs_at_once(stepping: Stepping) -> None:
         {"options": {"priority": 3}},
         {"due_at": later(60)},
         {"status": Status.FAILED},
+        {"version": 1},
         {"format": FORMAT + 1},
+        {"format": EMPTIED},
     ],
     ids=lambda change: next(iter(change), "nothing"),
 )
@@ -167,6 +169,28 @@ def test_a_run_is_claimed_unseen_only_where_it_is_expected(
     with own_transaction(stepping.runtime) as connection:
         claim = moves.claim(connection, run_id, 0, worker_id="me", pid=1, expected=expected)
     assert (claim is None) == bool(change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"due_at": later(60)},
+        {"version": 1},
+        {"format": FORMAT + 1},
+        {"format": EMPTIED},
+        *({"status": status} for status in Status if status is not Status.WAITING),
+    ],
+    ids=lambda change: next(iter(change), "nothing"),
+)
+def test_a_run_is_claimed_only_where_it_waits(stepping: Stepping, change: dict[str, t.Any]) -> None:
+    run_id = stepping.start(end)
+    stepping.set(run_id, **{"version": 0, **change})
+    before = stepping.row(run_id)
+    with own_transaction(stepping.runtime) as connection:
+        claim = moves.claim(connection, run_id, 0, worker_id="me", pid=1)
+    assert (claim is None) == bool(change)
+    assert not change or stepping.row(run_id) == before
 
 
 def test_a_move_that_is_not_committed_keeps_nobody_from_another_run(
