@@ -9,7 +9,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from benchmarks import latency, race, report, scale, worker
+from benchmarks import latency, race, report, scale, trips, worker
 from benchmarks.contender import Show
 from benchmarks.ours import LENGTHS
 from tests.support.waiting import end_well_at_sigterm
@@ -29,6 +29,7 @@ SCENARIOS: dict[str, Scenario] = {
     "data": worker.measure_data,
     "idle": worker.measure_idle,
     "memory": worker.measure_memory,
+    "trips": trips.measure_trips,
 }
 ABOUT = "\n".join(
     f"  {name:9}{(measure.__doc__ or '').splitlines()[0]}"
@@ -55,6 +56,7 @@ def read_options(arguments: t.Sequence[str] | None = None) -> argparse.Namespace
     add("--brokers", nargs="+", choices=BROKERS, default=BROKERS, help="of latency and idle")
     add("--peers", nargs="+", choices=tuple(race.CONTENDERS), default=tuple(race.CONTENDERS))
     add("--steps", nargs="+", type=int, choices=LENGTHS, default=[10], help="of a run")
+    add("--trip-steps", nargs=2, type=int, choices=LENGTHS, default=[10, 100], help="of trips")
     add("--repeats", type=int, default=5)
     add("--total", type=int, default=3000, help="steps of one measurement, about")
     add("--processes", type=int, default=2, help="of each contender's workers")

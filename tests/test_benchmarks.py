@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import services
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -18,11 +20,16 @@ ON = ("--database", "sqlite", "--broker", "embedded", "--brokers", "embedded", "
 
 def bench(output: Path, *arguments: str) -> list[dict[str, t.Any]]:
     """Run it, and give the lines of its report."""
-    command = [sys.executable, "-m", "benchmarks", *arguments, *ON, "--output", str(output)]
+    command = [sys.executable, "-m", "benchmarks", *ON, *arguments, "--output", str(output)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
     lines: list[dict[str, t.Any]] = json.loads((output / "bench.json").read_text())["lines"]
     assert len((output / "bench.md").read_text().splitlines()) == 2 + len(lines)
     return lines
+
+
+def values_of(lines: list[dict[str, t.Any]]) -> dict[str, float]:
+    """Give the median of each, by the first words of its setting."""
+    return {line["setting"].rpartition(", postgresql")[0]: line["spread"][1] for line in lines}
 
 
 def test_steps_per_second(tmp_path: Path) -> None:
@@ -38,3 +45,17 @@ def test_what_a_worker_and_a_request_cost(tmp_path: Path) -> None:
     scenarios = {"request", "latency", "context", "idle", "memory"}
     assert {line["scenario"] for line in bench(tmp_path, *sorted(scenarios), *few)} == scenarios
     assert "<svg" in (tmp_path / "memory.svg").read_text()
+
+
+def test_round_trips(tmp_path: Path) -> None:
+    services.require(services.POSTGRESQL)
+    few = ["--trip-steps", "1", "10", "--peers", "ours", "--database", "postgresql"]
+    trips = values_of(bench(tmp_path, "trips", *few))
+    assert set(trips) == {
+        "a step, empty",
+        "a step, rows",
+        "a start and its commit",
+        "a claim",
+    }
+    assert trips["a start and its commit"] == 3  # BEGIN, INSERT, COMMIT
+    assert trips["a claim"] == pytest.approx(1, abs=0.5)

@@ -12,7 +12,8 @@ from flask import Flask
 from flask_sequence import Status
 from flask_sequence.engine.runner import advance
 from tests.support.application import db
-from tests.support.stepping import Stepping, make_step, note_by_core
+from tests.support.relay import Relay
+from tests.support.stepping import Stepping, make_sequence, make_step, note_by_core
 
 MakeStepping = t.Callable[..., Stepping]
 
@@ -26,6 +27,13 @@ CLAIMS = {
     "mariadb": ["SELECT", "UPDATE", "SELECT"],
     "sqlite": ["SELECT", "UPDATE"],
 }
+
+
+ROUND_TRIPS = {
+    "postgresql": {"row": 4, "empty": 1, "claim": 2},
+    "mariadb": {"row": 7, "empty": 4, "claim": 5},
+}
+"""How often a step, and a claim after a look, wait for the database's answer."""
 
 
 class Sent:
@@ -131,3 +139,63 @@ def test_large_data_travel_once_each_way(bursting: Stepping) -> None:
     assert bursting.advance(run_id).status is Status.FINISHED
     assert (sent.reading_data, sent.carrying("x" * 1_000_000)) == (1, 1)
     assert bursting.row(run_id).data["number"] == 1
+
+
+Write = t.Callable[[str], None]
+
+
+class Distant:
+    """An application whose database is 20 ms away.
+
+    :param make_app: The fixture.
+    :param url: The address of the database.
+    :param relay: What makes it so.
+    """
+
+    def __init__(self, make_app: t.Callable[..., Flask], url: str, relay: Relay) -> None:
+        self.stepping = Stepping(make_app(relay.url(url), SEQUENCE_BURST_SECONDS=60))
+        self._relay = relay
+
+    def trips(self, count: int, write: Write | None) -> int:
+        """Count the round trips of a run, from the claim to its end.
+
+        :param count: How many steps it has.
+        :param write: What inserts a row in each; None: nothing does.
+        """
+
+        def body(step: t.Any) -> None:
+            step.data["number"] += 1
+            if write is not None:
+                write("own")
+
+        sequence = make_sequence(*(make_step(body, f"s{number}") for number in range(count)))
+        with self.stepping.app.app_context():
+            run = sequence.start(number=0)
+            db.session.flush()
+            run_id = run.id
+            db.session.commit()  # and reads nothing: at a rollback, psycopg would forget all
+        before = self._relay.trips
+        assert advance(self.stepping.runtime, run_id, 0).status is Status.FINISHED
+        return self._relay.trips - before
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
+def distant(
+    request: pytest.FixtureRequest, make_app: t.Callable[..., Flask]
+) -> t.Iterator[Distant]:
+    """The same, when drivers have prepared what they prepare."""
+    url = request.getfixturevalue(f"{request.param}_url")
+    with Relay.to(url) as relay:
+        made = Distant(make_app, url, relay)
+        for _ in range(7):  # psycopg does when it has sent it five times
+            made.trips(3, None)
+            made.trips(3, note_by_core)
+        yield made
+
+
+def test_how_often_a_step_waits_for_the_database(distant: Distant) -> None:
+    few = distant.trips(3, None)
+    empty = (distant.trips(13, None) - few) / 10
+    row = (distant.trips(13, note_by_core) - distant.trips(3, note_by_core)) / 10
+    found = {"row": row, "empty": empty, "claim": few - 3 * empty}
+    assert found == ROUND_TRIPS[distant.stepping.dialect]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import queue
+import socket
 import threading
+import time
 import typing as t
 
 import sqlalchemy as sa
@@ -26,12 +28,11 @@ class Relay:
         self.seconds = seconds
         self.trips = 0
         """How many round trips there were, on all connections."""
-        self.port = 0
-        """Where it listens."""
         self._server = (host, port)
-        self._loop = asyncio.new_event_loop()
-        self._listens = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._listener]
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
 
     @classmethod
     def to(cls, url: str, seconds: float = 0.02) -> t.Self:
@@ -50,76 +51,73 @@ class Relay:
 
         :param url: Its own address.
         """
-        address = sa.make_url(url).set(host="127.0.0.1", port=self.port)
-        return address.render_as_string(hide_password=False)
+        port = self._listener.getsockname()[1]
+        return sa.make_url(url).set(host="127.0.0.1", port=port).render_as_string(False)
 
     def __enter__(self) -> t.Self:
-        self._thread.start()
-        self._listens.wait()
+        self._start(self._accept)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for each in self._sockets:
+            each.close()
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        listening = asyncio.start_server(self._connected, "127.0.0.1", 0)
-        server = self._loop.run_until_complete(listening)
-        self.port = server.sockets[0].getsockname()[1]
-        self._listens.set()
-        self._loop.run_forever()
-        server.close()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self._loop.close()
+    def _start(self, work: t.Callable[..., None], *arguments: t.Any) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection(*self._server)
-        connection = _Connection(self)
-        ways = ((reader, server_writer, True), (server_reader, writer, False))
-        try:
-            await asyncio.gather(*(connection.pass_on(*way) for way in ways))
-        finally:
-            for each in (writer, server_writer):
-                each.close()
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = self._listener.accept()[0]
+                server = socket.create_connection(self._server)
+                for each in (client, server):
+                    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    self._sockets.append(each)
+                has_answer = threading.Event()
+                has_answer.set()
+                self._start(self._pass_on, client, server, self._count, has_answer)
+                self._start(self._pass_on, server, client, None, has_answer)
 
+    def _count(self, has_answer: threading.Event) -> None:
+        if has_answer.is_set():
+            has_answer.clear()
+            with self._lock:
+                self.trips += 1
 
-class _Connection:
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
-        self._has_answer = True
-        """Whether the client has received something since it has sent something."""
-
-    async def pass_on(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_client: bool
+    def _pass_on(
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        count: t.Callable[[threading.Event], None] | None,
+        has_answer: threading.Event,
     ) -> None:
         """Pass on what comes one way, until it ends."""
-        parts: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-        sending = asyncio.create_task(self._send(parts, writer, is_client))
-        with contextlib.suppress(ConnectionError):
-            while part := await reader.read(65536):
-                if is_client and self._has_answer:
-                    self._has_answer = False
-                    self._relay.trips += 1
-                at = asyncio.get_running_loop().time() + self._relay.seconds / 2
-                parts.put_nowait((at, part))
-        parts.put_nowait((0.0, b""))
-        await sending
-
-    async def _send(
-        self,
-        parts: asyncio.Queue[tuple[float, bytes]],
-        writer: asyncio.StreamWriter,
-        is_client: bool,
-    ) -> None:
-        while (due := await parts.get())[1]:
-            await asyncio.sleep(due[0] - asyncio.get_running_loop().time())
-            if not is_client:
-                self._has_answer = True
-            with contextlib.suppress(ConnectionError):
-                writer.write(due[1])
+        parts: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+        self._start(self._send, parts, target, None if count else has_answer)
         with contextlib.suppress(OSError):
-            writer.write_eof()
+            while part := source.recv(65536):
+                if count is not None:
+                    count(has_answer)
+                parts.put((time.monotonic() + self.seconds / 2, part))
+        parts.put((0.0, b""))
+
+    def _send(
+        self,
+        parts: queue.SimpleQueue[tuple[float, bytes]],
+        target: socket.socket,
+        has_answer: threading.Event | None,
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while (part := parts.get())[1]:
+                time.sleep(max(part[0] - time.monotonic(), 0.0))
+                if has_answer is not None:
+                    has_answer.set()
+                target.sendall(part[1])
+            target.shutdown(socket.SHUT_WR)
