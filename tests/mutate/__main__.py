@@ -72,11 +72,12 @@ class Map:
     seconds: dict[str, float]
     lines: dict[str, dict[str, list[str]]]
 
-    def tests_of(self, change: Change, source: str) -> list[str]:
+    def tests_of(self, change: Change, source: str, noticed: t.Container[str] = ()) -> list[str]:
         """Give the tests that execute a change: its room's, the likeliest and the shortest first.
 
         :param change: The change.
         :param source: The text of its module.
+        :param noticed: Those that have noticed other changes of it.
         """
         room, stem = Path(change.path).parts[1], Path(change.path).stem
         around = _around(change, source)
@@ -85,9 +86,9 @@ class Map:
         else:
             found = self._users({name for node in around for name in _names_given(node)})
 
-        def rank(test: str) -> tuple[bool, bool, float]:
-            file = Path(test.partition("::")[0])
-            return room not in file.parts, stem not in file.stem, self.seconds.get(test, 1.0)
+        def rank(test: str) -> tuple[bool, bool, bool, float]:
+            file, seconds = Path(test.partition("::")[0]), self.seconds.get(test, 1.0)
+            return room not in file.parts, test not in noticed, stem not in file.stem, seconds
 
         return sorted(found, key=rank)
 
@@ -317,7 +318,8 @@ def main(options: argparse.Namespace) -> int:
             source = (ROOT / change.path).read_text("utf-8")
             tree = trees.get()
             try:
-                tests = known.tests_of(change, source)
+                before = {each.test for name, each in done.items() if name.startswith(change.path)}
+                tests = known.tests_of(change, source, before)
                 result = attempt(tree, change, tests, known, options.seconds)
             except RuntimeError as error:
                 _show(str(error))
