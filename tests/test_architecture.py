@@ -36,7 +36,7 @@ ROOMS = {
     "definition": "callables retry options data steps functions registry",
     "rows": "driver_errors columns liveness dialects locks models readonly claims reads statements"
     " moves upkeep migration",
-    "broker": "folders transport embedded share publisher",
+    "broker": "bounded folders transport embedded share line publisher",
     "engine": "sessions transaction fence control attempt runner",
     "worker": "children repeats sweep task keeper signals",
     "testing": "draining",

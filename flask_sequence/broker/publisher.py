@@ -1,9 +1,7 @@
-"""How nudges are sent: on a connection of its own per process, which waits for no broker long."""
+"""Who sends nudges: one publisher per process and application, which waits for no broker long."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import os
 import threading
@@ -11,13 +9,11 @@ import time
 import typing as t
 import weakref
 
-from celery.exceptions import OperationalError, QueueNotFound
-from kombu.exceptions import KombuError
-
-from ..failures import one_line, sanitise
-from ..rows.models import FORMAT
-from ..runtime import TASK, Nudge, Runtime
+from ..failures import one_line
+from ..runtime import Nudge, Runtime
+from .bounded import Bounded, BusyError
 from .embedded import warn_embedded
+from .line import Line
 
 if t.TYPE_CHECKING:
     from celery import Celery
@@ -27,15 +23,12 @@ logger: logging.Logger = logging.getLogger("flask_sequence")
 
 PUBLISH_SECONDS = 1.0
 """How long one commit publishes at most, and how long a broker may take to answer."""
+WAIT_SECONDS = 1.75
+"""How long one commit, or one look of the keeper, waits for the broker, whatever that does."""
 REST_SECONDS = 10.0
 """For how long commits do not try a broker that did not answer."""
-BATCH = 100
-"""How many messages travel together at most, where the transport can do that."""
-_TIMEOUTS = {
-    "redis": ("socket_timeout", "socket_connect_timeout"),
-    "amqp": ("read_timeout", "write_timeout"),
-}
-"""What bounds the wait for a broker, by the kind of transport."""
+STUCK_SECONDS = 30.0
+"""After how long a connection on which nothing comes to an end is left to itself."""
 
 
 class Publisher:
@@ -47,14 +40,10 @@ class Publisher:
     def __init__(self, runtime: Runtime) -> None:
         self.app: weakref.ref[Flask] = weakref.ref(runtime.app)
         self.celery: Celery = runtime.celery
-        self._lock = threading.RLock()
-        self._connection: t.Any = None
-        self._producer: t.Any = None
-        self._declared: set[str] = set()
-        """The queues that need no more to be declared on this connection."""
-        self._worked = False
-        """Whether something was sent on this connection."""
-        self._finalizer: weakref.finalize[..., t.Any] | None = None
+        self._line = Line(self.celery, PUBLISH_SECONDS)
+        self._bounded = Bounded()
+        self._replacing = threading.Lock()
+        self._stuck_seconds = STUCK_SECONDS
         self._rests_until = 0.0
         self._out = False
 
@@ -63,179 +52,77 @@ class Publisher:
 
         :param nudges: What to send.
         :param rest: Whether to leave a broker alone that failed just now.
-        :return: How many were sent.
+        :return: How many were sent, as far as that is known by then.
         """
         app = self.app()
         if app is not None:
             warn_embedded(app)
-        until = time.monotonic() + PUBLISH_SECONDS
-        if not self._lock.acquire(timeout=PUBLISH_SECONDS):
+        began = time.monotonic()
+        if rest and began < self._rests_until:
             return 0
+        line, bounded = self._current()
         try:
-            if rest and time.monotonic() < self._rests_until:
-                return 0
-            return self._publish(nudges, until)
-        finally:
-            self._lock.release()
+            return bounded.call(
+                began + WAIT_SECONDS,
+                lambda: self._send(line, nudges, began + PUBLISH_SECONDS, rest),
+            )
+        except BusyError:
+            pass  # who was there first gives the broker up, or has had the time
+        except TimeoutError as error:
+            self._give_up(line, error)
+        return 0
 
     def depth(self, queues: t.Iterable[t.Any]) -> int:
         """Count the messages that wait in some queues, and declare those that are gone.
 
         :param queues: kombu's queues.
+        :raises TimeoutError: If that takes too long.
         :raises Exception: What the transport raises.
         """
-        with self._lock:
-            try:
-                return sum(self._depth(queue) for queue in queues)
-            except Exception:
-                self.close()
-                raise
+        line, bounded = self._current()
+        asked = tuple(queues)
+        return bounded.call(time.monotonic() + WAIT_SECONDS, lambda: line.depth(asked))
 
     def close(self) -> None:
         """Give up the connection."""
-        self._connection = self._producer = None
-        self._declared.clear()
-        self._worked = False
-        if self._finalizer is not None:
-            self._finalizer()
+        self._line.close()
 
     def disown(self) -> None:
         """Leave the connection to the process that opened it, of which this one is a child."""
-        if self._finalizer is not None:
-            self._finalizer.detach()
+        self._line.disown()
 
-    def _depth(self, queue: t.Any) -> int:
-        bound = queue.bind(self._open().channel)
-        bound.declare()
-        # Not passive: to Redis an empty queue is one that is not there.
-        return int(bound.queue_declare().message_count)
+    def _current(self) -> tuple[Line, Bounded]:
+        """Give what to send on; a new one, where the last one is stuck."""
+        with self._replacing:
+            if self._bounded.seconds > self._stuck_seconds:
+                # To be closed may free who waits on it, and may hang itself.
+                threading.Thread(target=self._line.close, daemon=True).start()
+                self._line, self._bounded = Line(self.celery, PUBLISH_SECONDS), Bounded()
+                self._stuck_seconds *= 2  # so that threads which never end stay few
+            return self._line, self._bounded
 
-    def _publish(self, nudges: t.Sequence[Nudge], until: float) -> int:
-        sent = 0
+    def _send(self, line: Line, nudges: t.Sequence[Nudge], until: float, rest: bool) -> int:
+        now = time.monotonic()
+        if now > until or (rest and now < self._rests_until):
+            return 0  # others had their turn, or it failed meanwhile
         try:
-            size = BATCH if len(nudges) > 1 and self._sends_batches else 1
-            for first in range(0, len(nudges), size):
-                if time.monotonic() > until:
-                    break
-                sent += self._send(nudges[first : first + size], until)
+            sent = line.send(nudges, until)
         except Exception as error:
-            self._give_up(error)
+            self._give_up(line, error)
+            return 0
+        if sent:  # however late
+            self._rests_until, self._out, self._stuck_seconds = 0.0, False, STUCK_SECONDS
         return sent
 
-    @property
-    def _sends_batches(self) -> bool:
-        return bool(getattr(self._open(), "supports_batch_publish", False))  # since kombu 5.7
-
-    def _is_broken(self, error: BaseException) -> bool:
-        if self._connection is None or isinstance(error, (OSError, OperationalError)):
-            return True
-        if isinstance(error, KombuError) and error.__cause__ is not None:
-            return self._is_broken(error.__cause__)  # of a batch
-        connection, known = self._connection, not isinstance(error, QueueNotFound)
-        kinds = (*connection.connection_errors, *connection.channel_errors)
-        return known and isinstance(error, kinds)
-
-    def _give_up(self, error: Exception) -> None:
-        self.close()
+    def _give_up(self, line: Line, error: Exception) -> None:
+        if line is not self._line:
+            return  # another one is in its place
         self._rests_until = time.monotonic() + REST_SECONDS
         if not self._out:
             logger.warning(
                 "The broker does not take messages (%s); runs wait for the sweep", one_line(error)
             )
         self._out = True
-
-    def _send(self, nudges: t.Sequence[Nudge], until: float) -> int:
-        try:
-            return self._send_once(nudges)
-        except Exception:
-            if not self._worked or time.monotonic() > until:
-                raise
-            self.close()
-            return self._send_once(nudges)  # the connection was old; the broker may be well
-
-    def _send_once(self, nudges: t.Sequence[Nudge]) -> int:
-        producer, sent = self._open(), 0
-        together = producer.batch() if len(nudges) > 1 else contextlib.nullcontext()
-        with together:
-            for nudge in nudges:
-                try:
-                    self._send_one(producer, nudge)
-                except Exception as error:
-                    if self._is_broken(error):
-                        raise
-                    # The message cannot be made, as for a queue that Celery may not create.
-                    label = sanitise(nudge.label)
-                    logger.error("%s cannot be published: %s", label, one_line(error))
-                else:
-                    sent += 1
-        if sent:
-            self._worked, self._out = True, False
-        return sent
-
-    def _send_one(self, producer: t.Any, nudge: Nudge) -> None:
-        message = {"format": FORMAT, "id": nudge.run_id, "version": nudge.version}
-        task: t.Any = self.celery.tasks[TASK]
-        task.apply_async(
-            kwargs=message,
-            argsrepr="()",
-            kwargsrepr=repr(message),
-            producer=producer,
-            retry=False,
-            declare=[] if nudge.queue in self._declared else None,  # None: its queue
-            serializer=self._serializer,
-            queue=nudge.queue,
-            priority=self._priority(nudge.priority),
-            countdown=nudge.countdown or None,
-            time_limit=nudge.time_limit,
-            soft_time_limit=nudge.soft_time_limit,
-            shadow=sanitise(nudge.label),
-            retries=int(nudge.redirected),
-            add_to_parent=False,
-            ignore_result=True,
-        )
-        if nudge.queue not in self._declared:
-            queue = self.celery.amqp.queues[nudge.queue]
-            self._declared |= {nudge.queue} if queue.can_cache_declaration else set()
-
-    @property
-    def _serializer(self) -> str:
-        accepted = self.celery.conf.accept_content
-        plain = {"json", "application/json"} & set(accepted)
-        return "json" if plain else str(self.celery.conf.task_serializer)
-
-    def _priority(self, priority: int | None) -> int | None:
-        if priority is None or self._connection.transport.driver_type != "redis":
-            return priority
-        return 9 - priority  # Redis takes the lowest first
-
-    def _open(self) -> t.Any:
-        if self._producer is None:
-            self._connection = self.celery.connection_for_write(
-                connect_timeout=PUBLISH_SECONDS,
-                transport_options={"max_retries": 0, **self._timeouts()},
-            )
-            # With the application goes its connection.
-            self._finalizer = weakref.finalize(self, _collect, self._connection)
-            self._finalizer.atexit = False
-            self._producer = self.celery.amqp.Producer(self._connection, auto_declare=False)
-            if self._connection.transport.driver_type == "redis":
-                _keep_client(self._producer.channel)
-        return self._producer
-
-    def _timeouts(self) -> dict[str, t.Any]:
-        driver = self.celery.connection_for_write().transport.driver_type
-        return dict.fromkeys(_TIMEOUTS.get(driver, ()), PUBLISH_SECONDS)
-
-
-def _keep_client(channel: t.Any) -> None:
-    # For each message kombu makes a client anew, which takes a third of the time.
-    if hasattr(channel, "Client"):
-        channel.Client = functools.cache(channel.Client)
-
-
-def _collect(connection: t.Any) -> None:
-    with contextlib.suppress(Exception):
-        connection.collect(socket_timeout=0.1)
 
 
 _users: weakref.WeakSet[Runtime] = weakref.WeakSet()

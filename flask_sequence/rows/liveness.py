@@ -27,6 +27,7 @@ _KEEPALIVE = {
     "TCP_KEEPINTVL": SILENT_SECONDS // 4,
     "TCP_KEEPCNT": PROBES,
 }
+_WATCHED = "flask_sequence_watched"
 _USED_AT = "flask_sequence_used_at"
 _BOUNDED = "flask_sequence_bounded"
 
@@ -51,7 +52,8 @@ def watch_connections(engine: sa.Engine) -> None:
     A statement may take as long as it likes: the other end's kernel answers meanwhile. It does not
     matter how the connections are made.
 
-    :param engine: An engine of a worker; connections that its pool holds already are closed.
+    :param engine: An engine of a worker; of the connections that its pool holds already, each is
+        looked after from its next use on.
     """
     if engine.dialect.name not in {"postgresql", *MYSQL}:
         return
@@ -64,7 +66,6 @@ def watch_connections(engine: sa.Engine) -> None:
     }
     for name, listener in listeners.items():
         sa.event.listen(engine, name, listener)
-    engine.dispose()
 
 
 def _bound_connect(dialect: sa.Dialect, record: t.Any, args: t.Any, params: t.Any) -> None:
@@ -79,6 +80,7 @@ def _bound_connect(dialect: sa.Dialect, record: t.Any, args: t.Any, params: t.An
 
 
 def _keep_alive(driver: t.Any, record: t.Any) -> None:
+    record.info[_WATCHED] = True
     if record.info.pop(_BOUNDED, False):
         driver._read_timeout = None
     # PyMySQL has a socket, the others tell its number.
@@ -148,6 +150,8 @@ class _Check:
 
     def __call__(self, driver: t.Any, record: t.Any, proxy: t.Any) -> None:
         """Raise what lets the pool connect again, if it leads nowhere."""
+        if _WATCHED not in record.info:
+            _keep_alive(driver, record)
         now = time.monotonic()
         if now - record.info.pop(_USED_AT, now) < RESTED_SECONDS:
             return

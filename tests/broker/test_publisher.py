@@ -10,7 +10,8 @@ import redis
 from kombu import Producer
 from redis.client import Pipeline
 
-from flask_sequence.broker.publisher import Publisher, _collect
+from flask_sequence.broker.line import collect
+from flask_sequence.broker.publisher import Publisher
 from flask_sequence.runtime import Nudge, runtime_of
 from tests.support import services
 
@@ -32,18 +33,18 @@ def cut(*_: object) -> t.NoReturn:
 def test_a_publisher_that_was_never_used_has_nothing_to_give_up(publisher: Publisher) -> None:
     publisher.close()
     publisher.disown()
-    assert publisher._connection is None
+    assert publisher._line._connection is None
 
 
 def test_a_depth_that_cannot_be_read_gives_the_connection_up(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert publisher.publish([NUDGE]) == 1
-    assert publisher._connection is not None
-    monkeypatch.setattr(publisher, "_depth", cut)
+    assert publisher._line._connection is not None
+    monkeypatch.setattr(publisher._line, "_depth", cut)
     with pytest.raises(OSError, match="cut"):
         publisher.depth(["q"])
-    assert publisher._connection is None
+    assert publisher._line._connection is None
     assert publisher.publish([NUDGE]) == 1
 
 
@@ -51,7 +52,7 @@ def test_a_broker_that_stays_away_is_named_once(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(publisher, "_send_once", cut)
+        patch.setattr(publisher._line, "_send_once", cut)
         assert [publisher.publish([NUDGE], rest=False) for _ in range(3)] == [0, 0, 0]
     assert caplog.text.count("The broker does not take messages (OSError: cut)") == 1
     assert publisher.publish([NUDGE]) == 0  # it rests
@@ -146,4 +147,4 @@ def test_a_connection_that_cannot_be_closed_is_left() -> None:
     class Connection:
         collect = staticmethod(lambda **_: cut())
 
-    _collect(Connection())
+    collect(Connection())

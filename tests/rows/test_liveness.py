@@ -94,11 +94,15 @@ def test_however_it_is_made(watch: MakeEngine, driver_url: str) -> None:
     engine.dispose()
 
 
-def test_a_connection_that_was_made_before_is_closed(driver_url: str) -> None:
+def test_a_connection_that_was_made_before_is_asked_too(driver_url: str) -> None:
     engine = sa.create_engine(driver_url)
+    with engine.connect() as connection:
+        number = number_of(connection)
     assert options_of(engine) != OURS
     watch_connections(engine)
     assert options_of(engine) == OURS
+    with engine.connect() as connection:
+        assert number_of(connection) == number
     engine.dispose()
 
 

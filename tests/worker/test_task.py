@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import socket
 import subprocess
 import sys
-import threading
 import time
 import typing as t
 
@@ -25,6 +23,7 @@ from flask_sequence.runtime import TASK, Nudge, runtime_of
 from flask_sequence.worker.task import runtime_for
 from tests.support.application import db
 from tests.support.servers import RedisServer, free_port
+from tests.support.silence import SilentBroker
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
 
@@ -366,27 +365,6 @@ def test_an_unknown_run_and_a_stale_version_are_dropped(
 # A broker that is down
 
 
-class SilentBroker:
-    """Listens, and never answers; with a full backlog it does not even accept."""
-
-    def __init__(self, *, full: bool) -> None:
-        self._listener = socket.socket()
-        self._listener.bind(("127.0.0.1", 0))
-        self._listener.listen(0 if full else 50)
-        self.port = self._listener.getsockname()[1]
-        self._filling = [self._fill() for _ in range(4 if full else 0)]
-
-    def _fill(self) -> socket.socket:
-        client = socket.socket()
-        client.setblocking(False)
-        client.connect_ex(("127.0.0.1", self.port))
-        return client
-
-    def close(self) -> None:
-        for each in (self._listener, *self._filling):
-            each.close()
-
-
 @pytest.fixture(params=["closed", "silent", "full"])
 def dead_port(request: pytest.FixtureRequest) -> t.Iterator[int]:
     """A port where nothing listens, nothing answers, or nothing is accepted."""
@@ -503,7 +481,7 @@ def test_many_nudges_stop_when_the_time_is_up(
 ) -> None:
     app = file_app()
     publisher = publisher_of(runtime_of(app))
-    monkeypatch.setattr(publisher, "_send_one", lambda producer, nudge: time.sleep(0.3))
+    monkeypatch.setattr(publisher._line, "_send_one", lambda producer, nudge: time.sleep(0.3))
     nudge = Nudge(run_id=1, version=0, label="x", queue="celery")
     began = time.monotonic()
     assert publisher.publish([nudge] * 10) == 4
@@ -556,16 +534,3 @@ def test_a_forked_child_publishes_on_a_connection_of_its_own(
 
     wait_until(take)
     assert len(found) == 3
-
-
-def test_publishing_is_left_to_the_sweep_while_another_thread_waits_for_the_broker(
-    file_app: MakeApp,
-) -> None:
-    app = file_app()
-    publisher = publisher_of(runtime_of(app))
-    nudge = Nudge(run_id=1, version=0, label="x", queue="celery")
-    assert publisher.publish([nudge]) == 1
-    publisher._lock = threading.Lock()  # type: ignore[assignment]
-    with publisher._lock:
-        assert publisher.publish([nudge]) == 0
-    assert publisher.publish([nudge]) == 1
