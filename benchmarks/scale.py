@@ -24,6 +24,14 @@ from flask_sequence.broker.publisher import publisher_of
 from flask_sequence.rows import upkeep
 from flask_sequence.rows.models import runs
 from flask_sequence.runtime import runtime_of
+from flask_sequence.worker.duties import (
+    BLOCK_UNKNOWN,
+    FREE_ORPHANS,
+    FREE_OWN,
+    PUBLISH_DUE,
+    PURGE,
+    UNBLOCK_KNOWN,
+)
 from flask_sequence.worker.keeper import Keeper
 from tests.support.filling import analyze, fill
 from tests.support.waiting import wait_until
@@ -78,6 +86,10 @@ def place_for(
     )
 
 
+SWEEP = (FREE_OWN, FREE_ORPHANS, BLOCK_UNKNOWN, UNBLOCK_KNOWN, PURGE, PUBLISH_DUE)
+"""What the keeper does each interval of the sweep."""
+
+
 def keeper_of(app: Flask) -> Keeper:
     """Make a keeper that no thread runs, of a worker with two slots."""
     runtime = runtime_of(app)
@@ -99,7 +111,8 @@ def measure_sweep(options: argparse.Namespace, show: Show) -> t.Iterator[Figure]
         ours.prepare()
         _fill_active(ours)
         keeper = keeper_of(ours.app)
-        spent = _statement_times(keeper._engine)
+        with ours.app.app_context():
+            spent = _statement_times(ours.app.extensions["sqlalchemy"].engine)
         publishing = _timed_publishing(keeper)
         setting = f"{options.finished:,} finished, {3 * ACTIVE:,} active, {options.database}"
         for number in range(options.repeats * 4):
@@ -112,8 +125,9 @@ def measure_sweep(options: argparse.Namespace, show: Show) -> t.Iterator[Figure]
             spent.clear()
             publishing[0] = 0.0
             began = time.perf_counter()
-            with keeper._connected():
-                keeper._sweep()
+            for duty in SWEEP:
+                keeper.perform(duty)
+            keeper.post.disconnect()
             taken = 1000 * (time.perf_counter() - began - publishing[0])
             yield Figure("sweep", setting, "a pass, without publishing", taken, "ms")
             yield Figure("sweep", setting, "its statements", sum(map(sum, spent.values())), "ms")
@@ -137,14 +151,14 @@ def _fill_active(ours: Beside) -> None:
 
 
 def _timed_publishing(keeper: Keeper) -> list[float]:
-    publish, spent = keeper._publish, [0.0]
+    publish, spent = keeper.post.publish, [0.0]
 
     def timed(nudges: t.Any) -> None:
         began = time.perf_counter()
         publish(nudges)
         spent[0] += time.perf_counter() - began
 
-    keeper._publish = timed  # type: ignore[method-assign]
+    keeper.post.publish = timed  # type: ignore[method-assign]
     return spent
 
 

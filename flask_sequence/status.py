@@ -63,3 +63,6 @@ MOVES: dict[Status, frozenset[Status]] = {
 
 ACTIVE = frozenset(status for status, moves in MOVES.items() if moves)
 """States in which a run keeps its key."""
+
+FINAL = frozenset(Status) - ACTIVE
+"""States that no move leads out of."""

@@ -34,15 +34,20 @@ FLOORS = (
 
 ROOMS = {
     "definition": "callables retry options data steps functions registry",
-    "rows": "driver_errors columns liveness dialects locks models readonly claims reads statements"
-    " moves upkeep migration",
+    "rows": "driver_errors columns liveness dialects own_connections locks models readonly claims"
+    " reads statements moves upkeep migration",
     "broker": "bounded folders transport embedded share line publisher",
-    "engine": "sessions transaction fence control attempt runner",
-    "worker": "children repeats sweep task keeper signals",
+    "engine": "sessions transaction fence control attempt runner retention",
+    "worker": "children forking repeats task post duties.duty duties.batches duties.lease"
+    " duties.recovery duties.publishing duties.unknown duties.purge duties.shutdown duties keeper"
+    " signals",
     "testing": "draining",
     "cli": "text group migration worker runs",
 }
-"""The modules of each room: one imports only those of its room that stand before it."""
+"""The modules of each room: one imports only those of its room that stand before it.
+
+A folder in a room is named after its modules.
+"""
 
 USERS = {
     "alembic": {"rows.migration"},
@@ -132,8 +137,9 @@ def floor_of(module: str) -> int:
 
 def own_imports(module: str) -> set[str]:
     """Give the modules of the package that a module imports."""
-    inside = "." in module or module in ROOMS
-    here = [room_of(module)] if inside else []
+    here = module.split(".")
+    if not (PACKAGE / Path(*here) / "__init__.py").exists():
+        here.pop()
     found = set()
     for item in imports_of(TREES[module]):
         if item.package or item.is_typing:

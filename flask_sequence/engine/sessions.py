@@ -14,6 +14,7 @@ from sqlalchemy.orm import object_session
 from ..rows.dialects import is_memory, short_transaction, single_statements
 from ..rows.liveness import note_use
 from ..rows.models import SequenceRun
+from ..rows.statements import UPDATE_BY_ID
 from ..runtime import Runtime
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
@@ -22,14 +23,21 @@ KEPT_SECONDS = 1.0
 """How long a kept connection may lie unused: after that the pool is asked, which may check it."""
 
 
+_WRITES: dict[str, t.Any] = {"mapper": SequenceRun.__mapper__, "clause": UPDATE_BY_ID}
+"""How a session is asked for its bind: it may send what only reads to a replica."""
+
+
 def connection_of(session: t.Any) -> sa.Connection:
     """Give the connection with which a session writes runs."""
-    return t.cast(sa.Connection, session.connection(bind_arguments={"mapper": SequenceRun}))
+    return t.cast(sa.Connection, session.connection(bind_arguments=_WRITES))
 
 
 def bind_of(runtime: Runtime) -> sa.Engine | sa.Connection:
-    """Give the engine of the runs; in a test that wraps itself in a transaction, its connection."""
-    return runtime.db.session().get_bind(mapper=SequenceRun.__mapper__)
+    """Give the engine to which runs are written.
+
+    In a test that wraps itself in a transaction, its connection.
+    """
+    return runtime.db.session().get_bind(**_WRITES)
 
 
 def own_transaction(runtime: Runtime) -> t.ContextManager[sa.Connection]:

@@ -8,6 +8,7 @@ import uuid
 
 import sqlalchemy as sa
 
+from ..definition.data import decode_text
 from ..status import Status
 from .columns import plain_text
 from .dialects import clock
@@ -47,6 +48,46 @@ class Claim(t.NamedTuple):
         return (self.now - self.step_started_at).total_seconds()
 
 
+class Held(t.NamedTuple):
+    """What is read of a run that some process holds, to take it from that: none of its data."""
+
+    id: int
+    sequence: str
+    step: str
+    options: t.Mapping[str, t.Any] | None
+    attempt: int
+    crashes: int
+    version: int
+    worker_id: str | None
+    pid: int | None
+    step_started_at: datetime.datetime
+    now: datetime.datetime
+    """The database's clock when the row was read."""
+
+    @property
+    def held_seconds(self) -> float:
+        """How long the step had been performed when the row was read."""
+        return (self.now - self.step_started_at).total_seconds()
+
+
+def held_of(row: Row) -> Held:
+    """Make it of a row of ``HELD_COLUMNS``."""
+    return Held(**{**row._mapping, "options": readable_options(row.options)})
+
+
+def readable_options(text: str | None) -> dict[str, t.Any] | None:
+    """Decode what ``set()`` chose for a run; None, too, where it cannot be read.
+
+    One such row must not keep the keeper from all others.
+
+    :param text: The column, as text.
+    """
+    try:
+        return None if text is None else decode_text(text)
+    except Exception:
+        return None
+
+
 _COMPUTED: dict[str, sa.ColumnElement[t.Any]] = {
     "now": clock().label("now"),
     "text": plain_text(runs.c.data).label("text"),
@@ -55,6 +96,16 @@ CLAIM_COLUMNS: tuple[sa.ColumnElement[t.Any], ...] = tuple(
     _COMPUTED[name] if name in _COMPUTED else runs.c[name] for name in Claim._fields
 )
 """What is read for a claim."""
+
+OPTIONS_TEXT: sa.ColumnElement[str] = plain_text(runs.c.options).label("options")
+"""The options of a run, which nobody has decoded yet."""
+HELD_COLUMNS: tuple[sa.ColumnElement[t.Any], ...] = tuple(
+    OPTIONS_TEXT if name == "options" else _COMPUTED["now"] if name == "now" else runs.c[name]
+    for name in Held._fields
+)
+"""What is read for a ``Held``."""
+IS_KNOWN_FORMAT: sa.ColumnElement[bool] = runs.c.format.between(EMPTIED + 1, FORMAT)
+"""Whether a row was written in a form that this release knows, and still has its data."""
 
 
 def holds(claim: Claim, row: Row) -> bool:

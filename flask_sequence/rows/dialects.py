@@ -9,13 +9,9 @@ import weakref
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.pool import QueuePool
 
 from .columns import MYSQL, UTCDateTime, time_type
 from .driver_errors import is_missing_savepoint
-
-SERVER_SECONDS = 2
-"""What a short connection may take at most to connect, and for one statement."""
 
 _IN_ERROR = 3
 """PostgreSQL's status of a transaction in which a statement has failed."""
@@ -272,30 +268,6 @@ def single_statements(bind: sa.Engine | sa.Connection) -> t.Iterator[sa.Connecti
                 connection.execution_options(isolation_level="AUTOCOMMIT")
             with connection.begin():
                 yield connection
-
-
-def short_engine(bind: sa.Engine, connect_args: t.Mapping[str, t.Any]) -> sa.Engine:
-    """Make an engine for a thread of its own, with one connection, which waits for nothing long.
-
-    :param bind: The application's engine to the same database.
-    :param connect_args: The arguments for the driver that the application's engine was made with.
-    """
-    limits: dict[str, t.Any] = {}
-    if bind.dialect.name == "postgresql" and bind.dialect.driver in {"psycopg", "psycopg2"}:
-        limits = {"connect_timeout": SERVER_SECONDS, "tcp_user_timeout": SERVER_SECONDS * 1000}
-    elif bind.dialect.driver in {"pymysql", "mysqldb"}:
-        limits = dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), SERVER_SECONDS)
-    elif bind.dialect.name == "sqlite":
-        limits = {"timeout": SERVER_SECONDS}
-    return sa.create_engine(
-        bind.url, poolclass=QueuePool, pool_size=1, connect_args={**connect_args, **limits}
-    )
-
-
-def bound_statements(connection: sa.Connection) -> None:
-    """Let no statement of this transaction take long."""
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{SERVER_SECONDS}s'")
 
 
 def set_guard(connection: sa.Connection) -> None:

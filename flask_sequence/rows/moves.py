@@ -8,7 +8,7 @@ import typing as t
 import sqlalchemy as sa
 
 from ..status import ACTIVE, MOVES, Status, StepStatus
-from .claims import CLAIM_COLUMNS, Claim
+from .claims import CLAIM_COLUMNS, Claim, Held
 from .dialects import clock, moment, unindexed
 from .models import EMPTIED, FORMAT, runs
 from .statements import NOW, UPDATE_BY_ID, History, In, move_held, status_text
@@ -208,7 +208,7 @@ def fail(
 
 
 def crash(
-    connection: sa.Connection, claim: Claim, *, delay: float | None, error: str, label: str
+    connection: sa.Connection, claim: Claim | Held, *, delay: float | None, error: str, label: str
 ) -> bool:
     """running -> waiting for another try, or running -> failed, after its process ended.
 
@@ -253,35 +253,30 @@ def redirect(connection: sa.Connection, run_id: int, version: int, *, queue: str
 
 def block(
     connection: sa.Connection,
-    sequence: str,
-    step: str,
+    run_ids: t.Collection[int],
     *,
-    queues: t.Collection[str],
+    step: str,
     overdue: float,
     error: str,
-    limit: int,
 ) -> int:
     """waiting -> blocked, for runs that stay due at a step that is not known.
 
-    :param queues: Their queues: who consumes another one may know the step.
+    :param step: Where they must still stand.
     :param overdue: Seconds for which they must have been due.
-    :param limit: The most to move.
     :return: How many.
     """
-    due = runs.c.queue.in_(queues) & (runs.c.due_at <= moment(-overdue))
-    found = _standing_at(sequence, step, Status.WAITING).where(due).limit(limit)
-    return _move_found(connection, found, Status.WAITING, Status.BLOCKED, error=error, due_at=None)
+    still = (runs.c.step == step) & (runs.c.due_at <= moment(-overdue))
+    values = {"error": error, "due_at": None}
+    return _move_many(connection, run_ids, Status.WAITING, Status.BLOCKED, still, **values)
 
 
-def unblock(connection: sa.Connection, sequence: str, step: str, *, limit: int) -> int:
+def unblock(connection: sa.Connection, run_ids: t.Collection[int]) -> int:
     """blocked -> waiting, for runs at a step that is known again.
 
-    :param limit: The most to move.
     :return: How many.
     """
-    found = _standing_at(sequence, step, Status.BLOCKED).limit(limit)
     again: dict[str, t.Any] = {"error": None, "due_at": clock(), "published_at": None}
-    return _move_found(connection, found, Status.BLOCKED, Status.WAITING, **again)
+    return _move_many(connection, run_ids, Status.BLOCKED, Status.WAITING, sa.true(), **again)
 
 
 def _moving(run_id: int, version: int, source: Status, target: Status) -> sa.Update:
@@ -291,23 +286,16 @@ def _moving(run_id: int, version: int, source: Status, target: Status) -> sa.Upd
     ).values(status=target, version=version + 1, updated_at=clock())
 
 
-def _standing_at(sequence: str, step: str, status: Status) -> sa.Select[tuple[int]]:
-    return sa.select(runs.c.id).where(
-        runs.c.status == status, runs.c.sequence == sequence, runs.c.step == step
-    )
-
-
-def _move_found(
+def _move_many(
     connection: sa.Connection,
-    found: sa.Select[tuple[int]],
+    run_ids: t.Collection[int],
     source: Status,
     target: Status,
+    where: sa.ColumnElement[bool],
     **values: t.Any,
 ) -> int:
     assert target in MOVES[source]
-    # Not by a subquery: MariaDB would look it up for each row of the table.
-    run_ids = list(connection.execute(found).scalars())
-    moved = UPDATE_BY_ID.where(runs.c.id.in_(run_ids), status_text == source).values(
+    moved = UPDATE_BY_ID.where(runs.c.id.in_(run_ids), status_text == source, where).values(
         status=target, version=runs.c.version + 1, updated_at=clock(), **values
     )
     return connection.execute(moved).rowcount

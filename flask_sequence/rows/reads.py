@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import typing as t
 
 import sqlalchemy as sa
 
-from ..status import Status
-from .claims import CLAIM_COLUMNS, Claim, Row
+from ..status import FINAL, Status
+from .claims import (
+    CLAIM_COLUMNS,
+    HELD_COLUMNS,
+    IS_KNOWN_FORMAT,
+    OPTIONS_TEXT,
+    Claim,
+    Held,
+    Row,
+    held_of,
+    readable_options,
+)
 from .dialects import by_index, clock, later, moment
 from .locks import lock_rows
-from .models import runs, workers
+from .models import EMPTIED, FORMAT, runs, step_runs, workers
 
 OLDEST = 1000
 """How many of the runs that wait longest are searched for unknown steps, for each queue."""
@@ -59,22 +70,50 @@ def list_runs(
     return sorted(found, key=lambda row: row.id, reverse=True)[:limit]
 
 
+class Due(t.NamedTuple):
+    """What is read of a run that is due, to publish it."""
+
+    id: int
+    version: int
+    sequence: str
+    step: str
+    options: t.Mapping[str, t.Any] | None
+    due_at: datetime.datetime
+    published_at: datetime.datetime | None
+    now: datetime.datetime
+    """The database's clock when the row was read."""
+
+
+_DUE_COLUMNS: tuple[sa.ColumnElement[t.Any], ...] = (
+    *(runs.c[name] for name in ("id", "version", "sequence", "step", "due_at", "published_at")),
+    *(OPTIONS_TEXT, clock().label("now")),
+)
+
+
 def due(
     connection: sa.Connection, *, queues: t.Collection[str], quiet: float, limit: int
-) -> list[Row]:
-    """Take the runs that are due, held by nobody and not published lately, the oldest first.
+) -> list[Due]:
+    """Give the runs that are due, held by nobody and not published lately, the oldest first.
 
     :param queues: Their queues.
     :param quiet: Seconds since they were published last.
     :param limit: The most to give.
     """
-    unpublished = runs.c.published_at.is_(None) | (runs.c.published_at <= later(-quiet))
-    found: list[Row] = []
+    found: list[Due] = []
     for queue in queues:
-        statement = sa.select(*_NUDGE_COLUMNS, runs.c.due_at).where(unpublished)
-        oldest = _oldest(statement, queue, limit)
-        found += connection.execute(lock_rows(oldest, skip_locked=True))
+        statement = sa.select(*_DUE_COLUMNS).where(_is_unpublished(quiet), IS_KNOWN_FORMAT)
+        for row in connection.execute(_oldest(statement, queue, limit)):
+            found.append(Due(**{**row._mapping, "options": readable_options(row.options)}))
     return sorted(found, key=lambda row: row.due_at)[:limit]
+
+
+def lock_due(connection: sa.Connection, run_ids: t.Collection[int], *, quiet: float) -> list[int]:
+    """Lock those of some runs that are still due and not published, and locked by nobody else."""
+    return _lock(connection, run_ids, _is_unpublished(quiet), runs.c.status == Status.WAITING)
+
+
+def _is_unpublished(quiet: float) -> sa.ColumnElement[bool]:
+    return runs.c.published_at.is_(None) | (runs.c.published_at <= later(-quiet))
 
 
 def _oldest(
@@ -114,31 +153,80 @@ def first_waiting(
     return connection.execute(statement.order_by(runs.c.due_at, runs.c.id).limit(1)).first()
 
 
-def overdue_steps(
-    connection: sa.Connection, *, queues: t.Collection[str], overdue: float
-) -> list[tuple[str, str]]:
-    """Give sequence and step of what has been due for some seconds and nobody has claimed.
+class At(t.NamedTuple):
+    """A run, and where it stands."""
 
-    Among the oldest: those are published next, and what cannot be claimed would stay among them.
+    id: int
+    sequence: str
+    step: str
+
+
+_AT = (runs.c.id, runs.c.sequence, runs.c.step)
+
+
+def overdue(connection: sa.Connection, *, queues: t.Collection[str], seconds: float) -> list[At]:
+    """Give what has been due for some seconds and nobody has claimed.
+
+    Of each queue the oldest: those are published next, and what cannot be claimed would stay
+    among them.
     """
-    found: set[tuple[str, str]] = set()
+    found: list[At] = []
     for queue in queues:
-        oldest = _oldest(sa.select(runs.c.sequence, runs.c.step), queue, OLDEST, overdue).subquery()
-        rows = connection.execute(sa.select(oldest.c.sequence, oldest.c.step).distinct())
-        found.update((row.sequence, row.step) for row in rows)
-    return sorted(found)
+        oldest = _oldest(sa.select(*_AT).where(IS_KNOWN_FORMAT), queue, OLDEST, seconds)
+        found += [At(*row) for row in connection.execute(oldest)]
+    return found
 
 
-def blocked_steps(connection: sa.Connection) -> list[tuple[str, str]]:
-    """Give sequence and step of what is blocked."""
-    statement = sa.select(runs.c.sequence, runs.c.step).where(runs.c.status == Status.BLOCKED)
-    return [(row.sequence, row.step) for row in connection.execute(statement.distinct())]
+def next_blocked(connection: sa.Connection, after: str) -> str | None:
+    """Give the first sequence after a name that has blocked runs."""
+    statement = sa.select(runs.c.sequence).where(
+        runs.c.status == Status.BLOCKED, runs.c.sequence > after
+    )
+    statement = statement.order_by(runs.c.sequence).limit(1)
+    return connection.execute(by_index(statement, runs, "ix_sequence_runs_sequence")).scalar()
 
 
-def held_by(connection: sa.Connection, worker_id: str, pid: int | None = None) -> list[Claim]:
-    """Give the runs that a worker holds, or one of its processes."""
-    condition = runs.c.worker_id == worker_id
-    return _claims(connection, condition if pid is None else condition & (runs.c.pid == pid))
+def blocked(connection: sa.Connection, sequence: str, *, after: int, limit: int) -> list[At]:
+    """Give the blocked runs of a sequence whose ids follow another one, in their order."""
+    statement = sa.select(*_AT).where(
+        runs.c.status == Status.BLOCKED, runs.c.sequence == sequence, runs.c.id > after
+    )
+    statement = statement.where(IS_KNOWN_FORMAT).order_by(runs.c.id).limit(limit)
+    statement = by_index(statement, runs, "ix_sequence_runs_sequence")
+    return [At(*row) for row in connection.execute(statement)]
+
+
+def held_by(
+    connection: sa.Connection, worker_id: str, *, after: int = 0, limit: int = OLDEST
+) -> list[Held]:
+    """Give the runs that a worker holds, in the order of their ids.
+
+    :param after: The id that they follow.
+    :param limit: The most to give.
+    """
+    held = _held().where(runs.c.worker_id == worker_id, runs.c.id > after)
+    held = by_index(held.order_by(runs.c.id).limit(limit), runs, "ix_sequence_runs_running")
+    return [held_of(row) for row in connection.execute(held)]
+
+
+def orphans(connection: sa.Connection, *, after: int = 0, limit: int = OLDEST) -> list[Held]:
+    """Give the runs whose worker no longer counts as alive, in the order of their ids.
+
+    :param after: The id that they follow.
+    :param limit: The most to give.
+    """
+    alive = (
+        sa.exists()
+        .where(workers.c.id == runs.c.worker_id, workers.c.seen_until > clock())
+        .correlate(runs)
+    )
+    held = _held().where(~alive, runs.c.id > after).order_by(runs.c.id).limit(limit)
+    held = by_index(held, runs, "ix_sequence_runs_status")
+    return [held_of(row) for row in connection.execute(held)]
+
+
+def _held() -> sa.Select[t.Any]:
+    return sa.select(*HELD_COLUMNS).where(runs.c.status == Status.RUNNING, IS_KNOWN_FORMAT)
 
 
 def held(
@@ -150,24 +238,59 @@ def held(
     return claims[0] if claims else None
 
 
-def orphans(connection: sa.Connection, limit: int) -> list[Claim]:
-    """Give runs whose worker no longer counts as alive."""
-    alive = (
-        sa.exists()
-        .where(workers.c.id == runs.c.worker_id, workers.c.seen_until > clock())
-        .correlate(runs)
-    )
-    return _claims(connection, ~alive, limit)
-
-
 def lock(connection: sa.Connection, run_ids: t.Collection[int]) -> list[int]:
     """Lock those of some runs that nobody else has locked, and give their ids."""
-    statement = sa.select(runs.c.id).where(runs.c.id.in_(run_ids)).order_by(runs.c.id)
+    return _lock(connection, run_ids)
+
+
+def _lock(
+    connection: sa.Connection, run_ids: t.Collection[int], *where: sa.ColumnElement[bool]
+) -> list[int]:
+    # By nothing but the primary key: MariaDB locks what it passes on its way, and gaps.
+    statement = sa.select(runs.c.id).where(runs.c.id.in_(run_ids), *where).order_by(runs.c.id)
+    statement = by_index(statement, runs, "PRIMARY")
     return list(connection.execute(lock_rows(statement, skip_locked=True)).scalars())
 
 
-def _claims(
-    connection: sa.Connection, condition: sa.ColumnElement[bool], limit: int | None = None
-) -> list[Claim]:
+def ended_before(
+    connection: sa.Connection,
+    seconds: float,
+    *,
+    after: tuple[datetime.datetime, int] | None,
+    limit: int,
+) -> list[tuple[datetime.datetime, int]]:
+    """Give end and id of the finished and cancelled runs that ended some seconds ago, in order.
+
+    :param after: The pair that they follow; None: from the oldest on.
+    :param limit: The most to give.
+    """
+    statement = sa.select(runs.c.finished_at, runs.c.id).where(
+        runs.c.status.in_(FINAL),
+        runs.c.finished_at <= moment(-seconds),
+        # Not only what is not EMPTIED: those may be very many, and the index passes them over.
+        runs.c.format.in_(range(EMPTIED + 1, FORMAT + 1)),
+    )
+    if after is not None:
+        ended_at, run_id = after
+        ends = runs.c.finished_at
+        statement = statement.where(ends >= ended_at, (ends > ended_at) | (runs.c.id > run_id))
+    statement = statement.order_by(runs.c.finished_at, runs.c.id).limit(limit)
+    statement = by_index(statement, runs, "ix_sequence_runs_finished")
+    return [(row.finished_at, row.id) for row in connection.execute(statement)]
+
+
+def history_of(connection: sa.Connection, run_ids: t.Collection[int], limit: int) -> list[int]:
+    """Give the ids of the rows in the history of some runs."""
+    statement = sa.select(step_runs.c.id).where(step_runs.c.run_id.in_(run_ids)).limit(limit)
+    return list(connection.execute(statement).scalars())
+
+
+def workers_gone_for(connection: sa.Connection, seconds: float, limit: int) -> list[str]:
+    """Give the ids of workers that ended without a word long ago."""
+    statement = sa.select(workers.c.id).where(workers.c.seen_until <= later(-seconds))
+    return list(connection.execute(statement.limit(limit)).scalars())
+
+
+def _claims(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[Claim]:
     statement = sa.select(*CLAIM_COLUMNS).where(runs.c.status == Status.RUNNING, condition)
-    return [Claim(**row._mapping) for row in connection.execute(statement.limit(limit))]
+    return [Claim(**row._mapping) for row in connection.execute(statement)]

@@ -8,7 +8,7 @@ import typing as t
 import sqlalchemy as sa
 
 from ..status import MOVES, Status, StepStatus
-from .claims import Claim
+from .claims import Claim, Held
 from .dialects import Prepared, by_primary_key, clock, later, unindexed
 from .models import runs, step_runs
 
@@ -46,7 +46,7 @@ status_text: t.Any = unindexed(runs.c.status)
 
 def move_held(
     connection: sa.Connection,
-    claim: Claim,
+    claim: Claim | Held,
     target: Status,
     values: t.Mapping[str, t.Any],
     history: History | None = None,

@@ -6,13 +6,11 @@ import typing as t
 
 import sqlalchemy as sa
 
-from ..status import Status
-from .dialects import by_index, later, moment
+from ..status import FINAL
+from .dialects import by_index, later
 from .locks import lock_rows
-from .models import EMPTIED, FORMAT, runs, step_runs, workers
+from .models import EMPTIED, runs, step_runs, workers
 from .statements import UPDATE_BY_ID
-
-_FINAL = [status for status in Status if status.final]
 
 
 def renew_worker(
@@ -30,47 +28,40 @@ def remove_worker(connection: sa.Connection, worker_id: str) -> None:
     connection.execute(sa.delete(workers).where(workers.c.id == worker_id))
 
 
-def remove_workers_gone_for(connection: sa.Connection, seconds: float) -> None:
-    """Remove the rows of workers that ended without a word long ago."""
-    connection.execute(sa.delete(workers).where(workers.c.seen_until <= later(-seconds)))
+def remove_gone(connection: sa.Connection, worker_ids: t.Collection[str], seconds: float) -> None:
+    """Remove the rows of workers that are still silent."""
+    silent = workers.c.seen_until <= later(-seconds)
+    connection.execute(sa.delete(workers).where(workers.c.id.in_(worker_ids), silent))
 
 
-def ended_before(connection: sa.Connection, seconds: float, limit: int) -> list[int]:
-    """Take the oldest finished and cancelled runs that ended some seconds ago."""
-    statement = (
-        sa.select(runs.c.id)
-        .where(
-            runs.c.status.in_(_FINAL),
-            runs.c.finished_at <= moment(-seconds),
-            # Not only what is not EMPTIED: those may be very many, and the index passes them over.
-            runs.c.format.in_(range(EMPTIED + 1, FORMAT + 1)),
-        )
-        .order_by(runs.c.finished_at)
-        .limit(limit)
-    )
-    statement = by_index(statement, runs, "ix_sequence_runs_finished")
-    statement = lock_rows(statement, skip_locked=True, with_keys=True)
-    return list(connection.execute(statement).scalars())
+def delete_history(connection: sa.Connection, step_run_ids: t.Collection[int]) -> None:
+    """Delete rows of the history."""
+    connection.execute(sa.delete(step_runs).where(step_runs.c.id.in_(step_run_ids)))
 
 
-def delete(connection: sa.Connection, run_ids: t.Collection[int]) -> None:
-    """(final) -> (nothing), with the history.
+def delete(connection: sa.Connection, run_ids: t.Collection[int]) -> int:
+    """(final) -> (nothing), with the history; for those of some runs that nobody has locked.
 
+    :return: How many.
     :raises sqlalchemy.exc.IntegrityError: If a foreign key of the user's still needs one.
     """
     if connection.dialect.name == "postgresql":
         # A deferred constraint would fail the COMMIT, where no savepoint helps.
         connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
-    ended = sa.select(runs.c.id).where(runs.c.id.in_(run_ids), runs.c.status.in_(_FINAL))
+    # Each row by its primary key, and a run before its history: else MariaDB finds deadlocks.
+    ended = sa.select(runs.c.id).where(runs.c.id.in_(run_ids), runs.c.status.in_(FINAL))
     ended = by_index(ended, runs, "PRIMARY")
-    # Not by a subquery: MariaDB would look it up for each row of the history.
-    final = list(connection.execute(lock_rows(ended, with_keys=True)).scalars())
-    connection.execute(sa.delete(step_runs).where(step_runs.c.run_id.in_(final)))
-    connection.execute(sa.delete(runs).where(runs.c.id.in_(final)))
+    final = list(connection.execute(lock_rows(ended, skip_locked=True, with_keys=True)).scalars())
+    if not final:
+        return 0
+    told = sa.select(step_runs.c.id).where(step_runs.c.run_id.in_(final))
+    delete_history(connection, list(connection.execute(told).scalars()))
+    return connection.execute(sa.delete(runs).where(runs.c.id.in_(final))).rowcount
 
 
 def empty(connection: sa.Connection, run_id: int) -> None:
     """Take the data and the history from a final run whose row is still needed."""
-    connection.execute(sa.delete(step_runs).where(step_runs.c.run_id == run_id))
-    emptied = UPDATE_BY_ID.where(runs.c.id == run_id)
+    emptied = UPDATE_BY_ID.where(runs.c.id == run_id, runs.c.status.in_(FINAL))
     connection.execute(emptied.values(data={}, error=None, format=EMPTIED))
+    told = sa.select(step_runs.c.id).where(step_runs.c.run_id == run_id)
+    delete_history(connection, list(connection.execute(told).scalars()))

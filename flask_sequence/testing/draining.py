@@ -5,10 +5,10 @@ from __future__ import annotations
 from flask import Flask
 
 from ..engine import runner
+from ..engine.retention import delete_if_ended
 from ..engine.sessions import own_transaction, set_aside
 from ..rows import reads
 from ..runtime import Runtime, runtime_of
-from ..worker.sweep import delete_if_ended
 
 
 def drain(app: Flask, *, ignore_due: bool = False, max_steps: int = 1000) -> int:

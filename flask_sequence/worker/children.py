@@ -17,14 +17,17 @@ def live_processes(pool: t.Any) -> set[int]:
     :param pool: Celery's pool.
     """
     processes = getattr(getattr(pool, "_pool", None), "_pool", None) or ()
-    pids = [getattr(process, "pid", None) for process in list(processes)]
-    return {pid for pid in pids if pid is not None and _is_alive(pid)}
+    alive = (process.pid for process in list(processes) if _is_alive(process))
+    return {pid for pid in alive if pid is not None}
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(process: t.Any) -> bool:
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13
+        return process.exitcode is None
     try:
         # Looks, and leaves it to the pool to reap.
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return ended is None
     except ChildProcessError:
         return False
 

@@ -17,11 +17,12 @@ from celery.concurrency.solo import TaskPool as Solo
 
 from ..broker.line import keep_alive
 from ..definition.registry import get_sequence, sequence_names
-from ..engine.sessions import KeptConnection
+from ..engine.sessions import KeptConnection, bind_of, own_context
 from ..errors import SetupError
 from ..rows.dialects import is_memory, most_connections
 from ..rows.liveness import watch_connections
 from ..runtime import Runtime
+from .duties import RENEW_LEASE
 from .keeper import Keeper
 from .task import known_runtimes, runtime_for
 
@@ -107,8 +108,8 @@ def _on_init(sender: t.Any, **_: t.Any) -> None:
 
 def _prepare(runtime: Runtime) -> None:
     import_sequences(runtime)
-    with runtime.app.app_context():
-        runtime.engine = runtime.db.engines[runtime.settings.bind_key]
+    with own_context(runtime):
+        runtime.engine = t.cast("Engine", bind_of(runtime))
         if is_memory(runtime.engine):
             raise SetupError(
                 "The database is SQLite in memory, which a worker cannot share with the"
@@ -149,12 +150,12 @@ def _on_ready(sender: t.Any, **_: t.Any) -> None:
     _warn_of_limits(runtime, keeper, sender.pool)
     _warn_of_connections(runtime, sender.pool, sender.controller.concurrency)
     with contextlib.suppress(Exception):
-        keeper.look()  # at once, so that the first claims are of a living worker
+        keeper.perform(RENEW_LEASE)  # at once, so that the first claims are of a living worker
     keeper.start()
 
 
 def _warn_of_limits(runtime: Runtime, keeper: Keeper, pool: t.Any) -> None:
-    limited = [] if isinstance(pool, Prefork) else limited_steps(runtime, keeper.queues)
+    limited = [] if isinstance(pool, Prefork) else limited_steps(runtime, keeper.post.queues)
     if limited:
         logger.warning(
             "This worker's pool keeps no time limits, which these steps have: %s. Use --pool"

@@ -16,11 +16,11 @@ from ..broker.embedded import make_celery
 from ..broker.publisher import publisher_of
 from ..engine import runner
 from ..engine.control import MOST_NUDGES
+from ..engine.retention import delete_if_ended
 from ..errors import SetupError
 from ..failures import sanitise
 from ..rows.models import FORMAT
 from ..runtime import TASK, Nudge, Runtime
-from .sweep import delete_if_ended
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 

@@ -19,7 +19,8 @@ from flask_sequence.engine.sessions import bind_of
 from flask_sequence.rows import moves, reads, statements, upkeep
 from flask_sequence.rows.dialects import short_transaction
 from flask_sequence.rows.models import runs
-from flask_sequence.worker.keeper import Keeper
+from flask_sequence.worker.duties.publishing import PublishDue
+from flask_sequence.worker.duties.recovery import FreeOrphans, FreeOwn
 from tests.model import scenarios
 from tests.model.simulation import Simulation
 from tests.support import services
@@ -70,17 +71,18 @@ def no_renewal(patch: Patch) -> None:
 
 def no_lapse(patch: Patch) -> None:
     """The row of a worker counts for ever."""
-    patch.setattr(reads, "orphans", lambda connection, limit: [])
+    patch.setattr(reads, "orphans", lambda connection, **bounds: [])
 
 
 def no_notice(patch: Patch) -> None:
     """The keeper does not look after its worker's children."""
-    patch.setattr(Keeper, "_free_dead", lambda self: None)
+    patch.setattr(FreeOwn, "__call__", lambda self: None)
 
 
 def no_sweep(patch: Patch) -> None:
     """The keeper does not sweep."""
-    patch.setattr(Keeper, "_sweep", lambda self: None)
+    for work in (FreeOrphans, PublishDue):
+        patch.setattr(work, "__call__", lambda self: None)
 
 
 def data_apart(patch: Patch) -> None:
@@ -149,9 +151,9 @@ ON_DATABASES = {
 }
 REAL = "the notice of dead children, in a real worker"
 OFF_IN_A_WORKER = """
-from flask_sequence.worker.keeper import Keeper
+from flask_sequence.worker.duties.recovery import FreeOwn
 
-Keeper._free_dead = lambda self: None
+FreeOwn.__call__ = lambda self: None
 """
 
 

@@ -20,8 +20,7 @@ from flask_sequence import SequenceRun, Status
 from flask_sequence.definition.data import decode_text
 from flask_sequence.engine import attempt, runner
 from flask_sequence.runtime import Nudge, Runtime, runtime_of
-from flask_sequence.worker import keeper
-from flask_sequence.worker.keeper import keeper_engine
+from flask_sequence.worker.duties import recovery
 from tests.model.ledger import Books, Moved, problems
 from tests.model.processes import (
     Behaviour,
@@ -92,8 +91,6 @@ class Simulation:
         with self.app.app_context():
             self._engine = db.engine
         self.watch(self._engine)
-        self.keeper_engine = keeper_engine(self.runtime)  # One for all: it keeps what it compiled.
-        self.watch(self.keeper_engine)
         self._attach_processes(monkeypatch)
         self.clear()
 
@@ -113,7 +110,10 @@ class Simulation:
 
         monkeypatch.setattr(self._engine.dialect, "do_commit", do_commit)
         monkeypatch.setattr(attempt, "os", SimpleNamespace(getpid=pid))
-        monkeypatch.setattr(keeper, "live_processes", lambda worker: worker.living())
+        monkeypatch.setattr(recovery, "live_processes", lambda worker: worker.living())
+        # Each look after the processes comes long after the one before.
+        late = SimpleNamespace(monotonic=itertools.count(1.0, 3600.0).__next__)
+        monkeypatch.setattr(recovery, "time", late)
         for module in (attempt, runner):
             monkeypatch.setattr(module, "pause", lambda tries: None)
 

@@ -9,6 +9,16 @@ from types import SimpleNamespace
 from kombu import Queue
 
 from flask_sequence.runtime import Nudge, Runtime
+from flask_sequence.worker.duties import (
+    BLOCK_UNKNOWN,
+    FREE_ORPHANS,
+    FREE_OWN,
+    PUBLISH_DUE,
+    RENEW_LEASE,
+    UNBLOCK_KNOWN,
+)
+from flask_sequence.worker.duties.duty import Duty
+from flask_sequence.worker.duties.shutdown import leave
 from flask_sequence.worker.keeper import Keeper
 from tests.model.processes import Point, Process, current_process
 
@@ -54,7 +64,6 @@ class SimulatedWorker:
             task_consumer=SimpleNamespace(queues=queues),
         )
         self.keeper = Keeper(self.runtime, consumer)
-        self.keeper._engine = simulation.keeper_engine
         self.processes: list[Process] = []
         self.is_gone = False
         self.alive_until = 0.0
@@ -77,15 +86,19 @@ class SimulatedWorker:
 
     def look(self) -> None:
         """Let the keeper say that the worker lives, and look after its children."""
-        self.keeper._renew()
+        self._do(RENEW_LEASE)
         self.alive_until = self.simulation.now + LEASE
-        self.keeper._free_dead()
+        self._do(FREE_OWN)
         self.simulation.judge_crashes()
 
     def sweep(self) -> None:
         """Let the keeper sweep."""
-        self.keeper._sweep()
+        for duty in (FREE_OWN, FREE_ORPHANS, BLOCK_UNKNOWN, UNBLOCK_KNOWN, PUBLISH_DUE):
+            self._do(duty)
         self.simulation.judge_crashes()
+
+    def _do(self, duty: Duty) -> None:
+        self.keeper.perform(duty)
 
     def die(self) -> None:
         """Kill the worker and all its children."""
@@ -97,6 +110,6 @@ class SimulatedWorker:
     def shut_down(self) -> None:
         """Shut it down cold."""
         self.die()
-        self.keeper._stop_in_database()
+        leave(self.keeper.post)
         self.alive_until = self.simulation.now
         self.simulation.judge_crashes()

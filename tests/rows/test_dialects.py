@@ -12,7 +12,6 @@ from sqlalchemy.pool import NullPool
 
 from flask_sequence.rows.columns import UTCDateTime
 from flask_sequence.rows.dialects import (
-    SERVER_SECONDS,
     Prepared,
     begin_immediate,
     bounded_lock_wait,
@@ -21,7 +20,6 @@ from flask_sequence.rows.dialects import (
     later,
     release_guard,
     set_guard,
-    short_engine,
     short_transaction,
     single_statements,
 )
@@ -112,38 +110,6 @@ def test_a_savepoint_begins_a_transaction_on_sqlite(sqlite_url: str) -> None:
         assert count(engine) == 0
         connection.rollback()
     assert count(engine) == 0
-
-
-@pytest.mark.parametrize(
-    ("url", "limits"),
-    [
-        (
-            "postgresql+psycopg://h/d",
-            {"connect_timeout": SERVER_SECONDS, "tcp_user_timeout": SERVER_SECONDS * 1000},
-        ),
-        (
-            "mysql+pymysql://h/d",
-            dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), SERVER_SECONDS),
-        ),
-        ("sqlite:///x.db", {"timeout": SERVER_SECONDS}),
-        ("mssql+pyodbc://h/d", {}),
-    ],
-)
-def test_the_engine_of_the_keeper_waits_for_none_long(
-    monkeypatch: pytest.MonkeyPatch, url: str, limits: dict[str, t.Any]
-) -> None:
-    made: dict[str, t.Any] = {}
-    monkeypatch.setattr(sa, "create_engine", lambda url, **options: made.update(options, url=url))
-    dialect = sa.make_url(url).get_dialect
-    name = sa.make_url(url)
-    if name.get_backend_name() == "mssql":
-        bind: t.Any = type("Bind", (), {"url": name, "dialect": dialect()})
-    else:
-        bind = type("Bind", (), {"url": name, "dialect": dialect()()})
-    short_engine(bind, {"timeout": 60, "mine": 1})
-    assert made["pool_size"] == 1
-    assert made["url"] == name
-    assert made["connect_args"] == {"timeout": 60, "mine": 1, **limits}
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-import threading
 import typing as t
 
 import pytest
@@ -13,13 +13,21 @@ from sqlalchemy.pool import NullPool
 
 from flask_sequence import Status
 from flask_sequence.engine import control
-from flask_sequence.rows import reads, upkeep
+from flask_sequence.rows import reads
 from flask_sequence.rows.models import runs, step_runs
-from flask_sequence.worker import sweep
+from flask_sequence.worker.duties import (
+    BLOCK_UNKNOWN,
+    PUBLISH_DUE,
+    PURGE,
+    UNBLOCK_KNOWN,
+    purge,
+    unknown,
+)
 from tests.conftest import create_tables
 from tests.support import services
 from tests.support.application import close_app, create_app, db
 from tests.support.filling import analyze, fill
+from tests.support.keeping import Keeping
 from tests.support.stepping import Stepping, make_sequence, make_step
 from tests.support.waiting import wait_until
 
@@ -96,15 +104,22 @@ def is_served(plan: str) -> bool:
 
 def looks_of_a_sweep(stepping: Stepping) -> dict[str, tuple[str, Look]]:
     queues = ["celery", "mail"]
+    ended: dict[str, t.Any] = {"after": None, "limit": 500}
+    with stepping.connect() as connection:
+        (first, *_) = reads.ended_before(connection, RETENTION, **ended)
     return {
         "due": ("due", lambda c: reads.due(c, queues=queues, quiet=2.5, limit=200)),
         "count": ("due", lambda c: reads.count_due(c, queues=queues, limit=200)),
-        "overdue": ("due", lambda c: reads.overdue_steps(c, queues=queues, overdue=10)),
-        "blocked": ("", reads.blocked_steps),
+        "overdue": ("due", lambda c: reads.overdue(c, queues=queues, seconds=10)),
+        "next blocked": ("sequence", lambda c: reads.next_blocked(c, "")),
+        "blocked": ("sequence", lambda c: reads.blocked(c, "Filled1", after=7, limit=500)),
         "held": ("running", lambda c: reads.held_by(c, "w1")),
-        "held by one": ("running", lambda c: reads.held_by(c, "w1", 5)),
-        "orphans": ("", lambda c: reads.orphans(c, 500)),
-        "ended": ("finished", lambda c: upkeep.ended_before(c, RETENTION, 500)),
+        "orphans": ("status", lambda c: reads.orphans(c, after=7, limit=500)),
+        "ended": ("finished", lambda c: reads.ended_before(c, RETENTION, **ended)),
+        "ended later": (
+            "finished",
+            lambda c: reads.ended_before(c, RETENTION, **{**ended, "after": first}),
+        ),
     }
 
 
@@ -152,11 +167,12 @@ def second(step: t.Any) -> None:
 def test_each_statement_of_a_run_and_of_a_sweep_is_served(
     stepping: Stepping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "PURGE_SECONDS", 0)
     sequence = make_sequence(first, make_step(second, max_retries=0))
     for number in range(3):
         make_sequence(first, name=f"Filled{number}")  # none has the step that they stand at
-    runtime, short = stepping.runtime, stepping.short
+    narrow = dataclasses.replace(PURGE, rows=10)
+    duties = (BLOCK_UNKNOWN, UNBLOCK_KNOWN, PUBLISH_DUE, narrow)
+    keeping = Keeping(stepping.runtime, duties=duties)
 
     def act() -> None:
         with stepping.app.app_context():
@@ -173,11 +189,11 @@ def test_each_statement_of_a_run_and_of_a_sweep_is_served(
             db.session.commit()
             control.find_run(other).cancel()
             db.session.commit()
-        sweep.mark_unknown(runtime, short, ["celery"])  # blocks
+        keeping.do(BLOCK_UNKNOWN)
         make_sequence(make_step(first, "s"), name="Filled1")
-        sweep.mark_unknown(runtime, short, ["celery"])  # and lets go on
-        sweep.due_nudges(runtime, short, ["celery"], 200)
-        assert sweep.purge(runtime, short)
+        keeping.do(UNBLOCK_KNOWN)
+        keeping.do(PUBLISH_DUE)
+        assert keeping.perform(narrow) == purge.AGAIN_SECONDS
 
     sent = sent_by(stepping, act)
     for begin in ("UPDATE sequence_runs ", "DELETE FROM sequence_runs "):
@@ -204,7 +220,7 @@ def test_runs_are_found_by_their_primary_key_in_a_new_table(postgresql_stepping:
             control.find_run(run_id).retry()
             control.find_run(third).cancel()
             db.session.commit()
-        sweep.due_nudges(stepping.runtime, stepping.short, ["celery"], 200)
+        Keeping(stepping.runtime).do(PUBLISH_DUE)
 
     sent = sent_by(stepping, act)
     updates = [entry for entry in sent if "UPDATE sequence_runs" in entry[0]]
@@ -247,18 +263,15 @@ def count(stepping: Stepping, *where: sa.ColumnElement[bool]) -> int:
         return connection.scalar(counted) or 0
 
 
-def test_a_purge_goes_in_small_batches_and_waits_for_no_other(
-    stepping: Stepping, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweep, "PURGE_SECONDS", 0)
+def test_a_purge_goes_in_small_batches_and_waits_for_no_other(stepping: Stepping) -> None:
     before = count(stepping)
+    narrow = dataclasses.replace(PURGE, rows=purge.PURGED_AT_ONCE)
     with stepping.connect() as other:
-        taken = upkeep.ended_before(other, RETENTION, 300)
-        purger = threading.Thread(target=sweep.purge, args=(stepping.runtime, stepping.short))
-        purger.start()
-        purger.join(20)
-        assert not purger.is_alive()
-        assert count(stepping) == before - sweep.PURGED_AT_ONCE
+        found = reads.ended_before(other, RETENTION, after=None, limit=300)
+        taken = [run_id for _, run_id in found]
+        assert reads.lock(other, taken) == sorted(taken)
+        Keeping(stepping.runtime, duties=[narrow]).do(narrow)
+        assert count(stepping) == before - (purge.PURGED_AT_ONCE - 300)
         assert count(stepping, runs.c.id.in_(taken)) == 300
     with stepping.connect() as connection:
         lost = sa.select(step_runs.c.id).where(
@@ -273,20 +286,23 @@ def test_very_many_unknown_steps_are_blocked_in_small_batches(
     fill(stepping.engine, 1_200, Status.WAITING, sequences=1, step="renamed", queue="'renamed'")
     make_sequence(first, name="Filled0")
     renamed = runs.c.step == "renamed"
+    narrow = dataclasses.replace(UNBLOCK_KNOWN, rows=500)
+    keeping = Keeping(stepping.runtime, "renamed", duties=[BLOCK_UNKNOWN, narrow])
+    seen: list[int] = []
 
-    def blocked() -> int:
-        sweep.mark_unknown(stepping.runtime, stepping.short, ["renamed"])
-        return count(stepping, renamed, runs.c.status == Status.BLOCKED)
+    def blocked(duty: t.Any) -> float | None:
+        again = keeping.perform(duty)
+        seen.append(count(stepping, renamed, runs.c.status == Status.BLOCKED))
+        return again
 
-    with monkeypatch.context() as patch:
-        patch.setattr(sweep, "MOVE_SECONDS", 0)
-        assert blocked() == sweep.MOVED_AT_ONCE
-    assert blocked() == 1_200
+    assert blocked(BLOCK_UNKNOWN) == unknown.AGAIN_SECONDS
+    assert blocked(BLOCK_UNKNOWN) is None
+    assert seen == [reads.OLDEST, 1_200]
     make_sequence(make_step(first, "renamed"), name="Filled0")
-    with monkeypatch.context() as patch:
-        patch.setattr(sweep, "MOVE_SECONDS", 0)
-        assert blocked() == 1_200 - sweep.MOVED_AT_ONCE
-    assert blocked() == 0
+    while blocked(narrow) == unknown.AGAIN_SECONDS:
+        pass
+    assert seen[-1] == 0
+    assert all(0 <= early - late <= 500 for early, late in itertools.pairwise(seen[1:]))
 
 
 def test_many_sessions_worth_of_runs_in_one_transaction(stepping: Stepping) -> None:

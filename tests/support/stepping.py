@@ -14,7 +14,6 @@ from flask_sequence.engine.runner import Outcome, advance, stand_in
 from flask_sequence.engine.sessions import own_transaction
 from flask_sequence.rows.models import runs, step_runs
 from flask_sequence.runtime import Nudge, Runtime, runtime_of
-from flask_sequence.worker.sweep import Connect
 from tests.support.application import Effect, db
 
 Body = t.Callable[[t.Any], t.Any]
@@ -91,8 +90,8 @@ class Stepping:
             yield connection
 
     @property
-    def short(self) -> Connect:
-        """What opens a short transaction, for the functions of the sweep."""
+    def short(self) -> t.Callable[[], t.ContextManager[sa.Connection]]:
+        """What opens a short transaction of the application's."""
         return lambda: own_transaction(self.runtime)
 
     def row(self, run_id: int) -> t.Any:

@@ -1,118 +1,172 @@
-"""The keeper, in this process: what it sweeps, what it notices, and how a fork waits for it."""
+"""The keeper: its rounds, what it tells of its duties, and what it leaves behind."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import threading
 import time
 import typing as t
-from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
-from celery.worker import state
-from flask_sqlalchemy import SQLAlchemy
-from kombu import Queue
 
-from flask_sequence import BaseSequence, step
-from flask_sequence.broker.publisher import publisher_of
-from flask_sequence.rows.dialects import later
-from flask_sequence.rows.models import runs
-from flask_sequence.runtime import Nudge, runtime_of
+from flask_sequence import Status
+from flask_sequence.config import Settings
+from flask_sequence.engine.sessions import own_transaction
+from flask_sequence.rows import moves
+from flask_sequence.rows.models import workers
+from flask_sequence.runtime import runtime_of
 from flask_sequence.worker import keeper as keeper_module
-from flask_sequence.worker.keeper import Keeper, keeper_engine
+from flask_sequence.worker.duties import DUTIES, RENEW_LEASE
+from flask_sequence.worker.duties.duty import Duty, Work
+from flask_sequence.worker.keeper import Keeper
 from flask_sequence.worker.signals import limited_steps
-from tests.support.application import db
+from tests.support.keeping import Keeping
+from tests.support.stepping import Stepping, note
+from tests.support.waiting import wait_until
 from tests.support.working import WorkHard
 
 if t.TYPE_CHECKING:
-    from pathlib import Path
-
     from flask import Flask
 
 MakeApp = t.Callable[..., "Flask"]
 
 
-def test_a_fork_waits_for_the_keeper_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_module, "FORK_SECONDS", 0.5)
-    lock = keeper_module._IOLock()
-    held, go = threading.Event(), threading.Event()
-
-    def talk() -> None:
-        with lock:
-            held.set()
-            go.wait(10)
-
-    thread = threading.Thread(target=talk)
-    thread.start()
-    held.wait(10)
-    began = time.monotonic()
-    lock._before_fork()
-    assert time.monotonic() - began > 0.4
-    lock._after_fork_in_parent()
-    assert lock._lock.locked()  # still the keeper's
-    go.set()
-    thread.join()
-    lock._before_fork()
-    assert lock._lock.locked()
-    lock._after_fork_in_parent()
-    assert not lock._lock.locked()
-    lock._before_fork()
-    lock._after_fork_in_child()
-    with lock:  # a new one
-        pass
+def made(name: str, work: Work, *, interval: float | None = 0.0, **more: t.Any) -> Duty:
+    """Make a duty."""
+    bounds: dict[str, t.Any] = {"seconds": 5.0, "rows": 1, **more}
+    return Duty(name=name, begin=lambda post: work, interval=lambda settings: interval, **bounds)
 
 
-class FakeConsumer:
-    """What the keeper needs of Celery's consumer."""
+@pytest.fixture
+def keep(make_app: MakeApp, sqlite_url: str) -> t.Callable[..., Keeper]:
+    """What makes a keeper that has some duties."""
 
-    def __init__(self, app: t.Any, *queues: str) -> None:
-        self.app = app
-        self.pool = SimpleNamespace(_pool=None)
-        self.controller = SimpleNamespace(concurrency=1)
-        self.task_consumer: t.Any = SimpleNamespace(queues=[Queue(name) for name in queues])
+    def make(*duties: Duty, **config: t.Any) -> Keeper:
+        return Keeping(
+            runtime_of(make_app(sqlite_url, **config)), duties=duties, is_patient=False
+        ).keeper
 
-
-def test_a_keeper_sweeps_only_what_its_worker_consumes(make_app: MakeApp, sqlite_url: str) -> None:
-    app = make_app(sqlite_url)
-    runtime = runtime_of(app)
-    consumer = FakeConsumer(runtime.celery, "celery")
-    keeper = Keeper(runtime, consumer)
-    # A message to another queue makes Celery count it among the app's queues.
-    runtime.celery.amqp.queues["mail"]
-    assert set(keeper.queues) == {"celery"}
-    consumer.task_consumer = None  # while it connects again
-    assert set(keeper.queues) == {"celery"}
-    consumer.task_consumer = SimpleNamespace(queues=[Queue("celery"), Queue("added")])
-    assert set(keeper.queues) == {"celery", "added"}
+    return make
 
 
-def test_what_keeps_the_keeper_from_its_work_is_said_once_an_interval(
-    make_app: MakeApp,
-    empty_database_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_what_is_due_is_done_in_order_once_a_round(keep: t.Callable[..., Keeper]) -> None:
+    done: list[str] = []
+    keeper = keep(
+        made("first", lambda: done.append("first")),
+        made("rarely", lambda: done.append("rarely"), interval=60),
+        made("not here", lambda: done.append("not here"), interval=None),
+        made("last", lambda: done.append("last")),
+    )
+    for _ in range(2):
+        keeper.round()
+    assert done == ["first", "rarely", "last", "first", "last"]
+
+
+def test_a_duty_may_want_to_go_on_soon(keep: t.Callable[..., Keeper]) -> None:
+    wanted = iter([0.0, 0.0, None])
+    done: list[int] = []
+
+    def work() -> float | None:
+        done.append(1)
+        return next(wanted)
+
+    keeper = keep(made("work", work, interval=3600.0))
+    for _ in range(5):
+        pause = keeper.round()
+    assert len(done) == 3
+    assert 3500 < pause <= 3600
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), OSError("away")], ids=str)
+def test_a_duty_that_fails_keeps_no_other_from_its_turn(
+    keep: t.Callable[..., Keeper], caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    monkeypatch.setattr(keeper_module, "LOOK_SECONDS", 0)
-    runtime = runtime_of(make_app(empty_database_url))
-    runtime.worker_id = "w"
-    keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
-    looks: list[float] = []
+    done: list[str] = []
 
-    def look() -> None:
-        looks.append(keeper._complained_at)
-        if len(looks) == 3:
-            keeper._stopped.set()
-        Keeper._look(keeper)
+    def fail() -> t.NoReturn:
+        done.append("fail")
+        raise error
 
-    monkeypatch.setattr(keeper, "_look", look)
-    keeper.run()
-    assert len(looks) == 3
-    assert caplog.text.count("'flask db upgrade'") == 1
-    keeper._complained_at -= 6
-    keeper._complain(OSError("gone"))
-    assert "OSError: gone" in caplog.text
+    keeper = keep(
+        made("fail always", fail),
+        made("work", lambda: done.append("work")),
+        made("fail, too", fail),
+        SEQUENCE_SWEEP_SECONDS=60,
+    )
+    for _ in range(3):
+        keeper.round()
+    assert done == ["fail", "work", "fail"] * 3
+    told = f"The keeper has trouble to fail always, fail, too: {type(error).__name__}: {error}"
+    assert [record.getMessage() for record in caplog.records] == [told]
+
+
+def test_a_duty_that_fails_is_named_once_an_interval(
+    keep: t.Callable[..., Keeper],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def fail() -> t.NoReturn:
+        raise ValueError
+
+    keeper = keep(
+        made("look", fail, interval=1.0),
+        made("tidy", fail, interval=60.0, retry=1.0),
+        SEQUENCE_SWEEP_SECONDS=5,
+    )
+    for _ in range(61):
+        keeper.round()
+        now[0] += 1.0
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("look" in text for text in told) == 13  # as often as it sweeps
+    assert sum("tidy" in text for text in told) == 2
+
+
+def test_a_failed_duty_is_tried_again(keep: t.Callable[..., Keeper]) -> None:
+    done: list[str] = []
+
+    def fail(name: str) -> t.NoReturn:
+        done.append(name)
+        raise ValueError
+
+    keeper = keep(
+        made("soon", lambda: fail("soon"), interval=60.0, retry=0.0),
+        made("later", lambda: fail("later"), interval=60.0),
+    )
+    for _ in range(3):
+        keeper.round()
+    assert done == ["soon", "later", "soon", "soon"]
+
+
+def test_a_duty_that_overruns_its_time_is_named(
+    keep: t.Callable[..., Keeper],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def work() -> None:
+        now[0] += 4.0
+
+    keep(made("work", work, seconds=2.0), made("play", work, seconds=3.5)).round()
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == "The keeper has trouble to work: it took 4.0 s, and may take 2"
+
+
+def test_a_database_that_lacks_the_tables(
+    make_app: MakeApp, empty_database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeping = Keeping(runtime_of(make_app(empty_database_url)), is_patient=False)
+    for _ in range(2):
+        keeping.keeper.round()
+    assert "'flask db upgrade'" in caplog.text
+    for duty in DUTIES:
+        assert caplog.text.count(duty.name) <= 1
+    assert RENEW_LEASE.name in caplog.text
 
 
 def test_steps_with_limits_are_named_where_they_may_come(
@@ -126,191 +180,95 @@ def test_steps_with_limits_are_named_where_they_may_come(
     assert limited_steps(runtime, {"mail-of-this-test"}) == []
 
 
-def test_a_child_that_lived_shortly_is_noticed(
-    make_app: MakeApp, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runtime = runtime_of(make_app(sqlite_url, SEQUENCE_SWEEP_SECONDS=None))
-    runtime.worker_id = "w"
-    children: set[int] = {1}
-    looked: list[int] = []
-    monkeypatch.setattr("flask_sequence.worker.keeper.live_processes", lambda pool: set(children))
-    keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
-    monkeypatch.setattr(keeper, "_free_dead", lambda: looked.append(1))
-    keeper._look()
-    keeper._watch_until = 0.0
-    looked.clear()
-    keeper._look()
-    assert not looked
-    children.clear()
-    children.add(3)  # 2 came and went between two looks
-    keeper._look()
-    assert looked
+def test_the_thread_ends_in_the_middle_of_a_round(keep: t.Callable[..., Keeper]) -> None:
+    done: list[str] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go.wait(20)
+
+    keeper = keep(made("work", work), made("more", lambda: done.append("more")))
+    keeper.start()
+    assert begun.wait(20)
+    stopping = threading.Thread(target=keeper.stop)
+    stopping.start()
+    wait_until(keeper._stopped.is_set)
+    go.set()
+    stopping.join(20)
+    assert not keeper.is_alive()
+    assert done == []
 
 
-def test_the_pool_replaces_a_dead_child_at_once(
-    make_app: MakeApp, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runtime = runtime_of(make_app(sqlite_url, SEQUENCE_SWEEP_SECONDS=None))
-    runtime.worker_id = "w"
-    consumer: t.Any = FakeConsumer(runtime.celery, "celery")
-    asked: list[object] = []
-    consumer.hub = SimpleNamespace(call_soon=asked.append)
-    consumer.pool.maintain_pool = object()
-    children = {1, 2}
-    monkeypatch.setattr("flask_sequence.worker.keeper.live_processes", lambda pool: set(children))
-    keeper = Keeper(runtime, consumer)
-    keeper._look()
-    keeper._look()
-    assert asked == []
-    children.remove(1)
-    keeper._look()
-    assert asked == [consumer.pool.maintain_pool]
+def note_step(step: t.Any) -> None:
+    note("step")
 
 
-@pytest.mark.parametrize("place", ["database", "config", "bind"])
-def test_the_keepers_engine_keeps_the_arguments_for_the_driver(
-    make_app: MakeApp, tmp_path: Path, place: str
-) -> None:
-    options: dict[str, t.Any] = {"connect_args": {"cached_statements": 7}}
-    config: dict[str, t.Any] = {"SQLALCHEMY_ENGINE_OPTIONS": options} if place == "config" else {}
-    database = SQLAlchemy(engine_options=options if place == "database" else {})
-    url = f"sqlite:///{tmp_path / 'x.sqlite'}"
-    if place == "bind":
-        config = {"SQLALCHEMY_BINDS": {"runs": {"url": url, **options}}}
-    app = make_app(url, database=database, **config)
-    runtime = runtime_of(app)
-    if place == "bind":
-        runtime.settings = dataclasses.replace(runtime.settings, bind_key="runs")
-    engine = keeper_engine(runtime)
-    seen: list[dict[str, t.Any]] = []
-    sa.event.listen(engine, "do_connect", lambda *arguments: seen.append(arguments[3]))
-    engine.connect().close()
-    (given,) = seen
-    assert (given["cached_statements"], given["timeout"]) == (7, 2)
+def test_a_keeper_that_stops_leaves_nothing_behind(stepping: Stepping) -> None:
+    run_id = stepping.start(note_step)
+    keeping = Keeping(stepping.runtime)
+    keeping.do(RENEW_LEASE)
+    with own_transaction(stepping.runtime) as connection:
+        worker_id = stepping.runtime.worker_id
+        assert moves.claim(connection, run_id, 0, worker_id=worker_id, pid=4711)
+    keeping.keeper.stop()
+    row = stepping.row(run_id)
+    assert (row.status, row.error) == (Status.WAITING, "Crash: the worker was shut down")
+    with stepping.connect() as connection:
+        assert connection.scalars(sa.select(workers.c.id)).all() == []
 
 
-@step
-def end(data: dict[str, t.Any]) -> None:
-    """Finish."""
-
-
-class KeeperShort(BaseSequence):
-    steps = (end,)
-
-
-def test_what_waits_in_the_broker_is_not_published_again(
-    make_app: MakeApp, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runtime = runtime_of(app := make_app(sqlite_url))
-    keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
-    publisher = publisher_of(runtime)
-    sent: list[Nudge] = []
-    monkeypatch.setattr(publisher, "publish", lambda nudges, rest=True: sent.extend(nudges))
-    counted: collections.Counter[str] = collections.Counter()
-    monkeypatch.setattr(state, "total_count", counted)
-
-    def published(*, depth: int) -> int:
-        with app.app_context():
-            db.session.execute(sa.update(runs).values(published_at=later(-60)))
-            db.session.commit()
-        sent.clear()
-        monkeypatch.setattr(publisher, "depth", lambda queues: depth)
-        keeper._refill(half_full=False)
-        return len(sent)
-
-    with app.app_context():
-        KeeperShort.start_many([{}] * 8)
-        db.session.commit()
-    assert published(depth=0) == 8
-    assert published(depth=6) == 2
-    assert published(depth=100_000) == 0
-    assert keeper._hungry  # it looks again as soon as there is room
-    assert published(depth=8) == 0
-    assert published(depth=90) == 0
-    # Other tasks come through the same queue: the messages that wait may all be theirs.
-    counted.update({"shop.mail": 30, "KeeperShort.end": 10})
-    assert published(depth=8) == 6
-    counted.update({"shop.mail": 1000})
-    assert published(depth=90) == 8
-    assert published(depth=100) == 0
-    counted.update({"KeeperShort.end": 100_000})
-    assert published(depth=8) == 0
-
-
-def test_a_purge_that_is_not_done_goes_on_before_the_next_sweep(
-    make_app: MakeApp, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runtime = runtime_of(make_app(sqlite_url))
-    runtime.worker_id = "w"
-    keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
-    looks: list[bool] = []
-
-    def purge(*args: t.Any) -> bool:
-        looks.append(True)
-        return len(looks) < 3
-
-    monkeypatch.setattr(keeper_module, "purge", purge)
-    for purged in (1, 2, 3, 3):
-        keeper._look()
-        assert len(looks) == purged
-
-
-def record_connections(keeper: Keeper) -> tuple[list[t.Any], list[t.Any]]:
-    """Record the connections that a keeper opens and closes from now on."""
+def record_connections(stepping: Stepping) -> tuple[list[t.Any], list[t.Any]]:
+    """Record the connections that are opened and closed from now on."""
     opened: list[t.Any] = []
     closed: list[t.Any] = []
-    sa.event.listen(keeper._engine, "connect", lambda connection, _: opened.append(connection))
-    sa.event.listen(keeper._engine, "close", lambda connection, _: closed.append(connection))
+    with stepping.app.app_context():
+        engine = stepping.app.extensions["sqlalchemy"].engines[None]
+    sa.event.listen(engine, "connect", lambda connection, _: opened.append(connection))
+    sa.event.listen(engine, "close", lambda connection, _: closed.append(connection))
     return opened, closed
 
 
-def test_a_look_takes_one_connection_and_leaves_none(make_app: MakeApp, database_url: str) -> None:
-    runtime = runtime_of(make_app(database_url))
-    runtime.worker_id = "w"
-    keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
-    opened, closed = record_connections(keeper)
-    keeper.look()
+def test_a_round_takes_one_connection_and_leaves_none(
+    stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "KEEP_SECONDS", -60.0)  # rounds are slow here
+    keeping = Keeping(stepping.runtime)
+    opened, closed = record_connections(stepping)
+    keeping.keeper.round()
     assert len(opened) == 1
     assert closed == opened
 
 
-def test_a_hungry_keeper_keeps_its_connection(
-    make_app: MakeApp, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runtime = runtime_of(make_app(sqlite_url))
-    runtime.worker_id = "w"
-    keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
-    opened, closed = record_connections(keeper)
-    monkeypatch.setattr(keeper, "_refill", lambda half_full: setattr(keeper, "_hungry", True))
-    monkeypatch.setattr(keeper, "join", lambda timeout: None)
+def test_a_keeper_that_has_to_go_on_soon_keeps_its_connection(sqlite_stepping: Stepping) -> None:
+    keeping = Keeping(sqlite_stepping.runtime)
+    opened, closed = record_connections(sqlite_stepping)
+    keeping.publisher.waiting = 1000  # it is hungry
     for _ in range(3):
-        keeper.look()
+        keeping.keeper.round()
     assert (len(opened), closed) == (1, [])
-    keeper.stop()
+    keeping.keeper.stop()
     assert closed == opened
 
 
-def test_a_hungry_keeper_refills_between_two_looks(
-    make_app: MakeApp, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keeper_module, "LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(keeper_module, "HUNGRY_SECONDS", 0.001)
-    runtime = runtime_of(make_app(sqlite_url))
-    keeper = Keeper(runtime, FakeConsumer(runtime.celery, "celery"))
-    refills: list[bool] = []
-    refilled_before: list[int] = []
-
-    def look() -> None:
-        refilled_before.append(len(refills))
-        keeper._hungry = len(refilled_before) < 3
-        if len(refilled_before) == 4:
-            keeper._stopped.set()
-
-    monkeypatch.setattr(keeper, "look", look)
-    monkeypatch.setattr(keeper, "_refill", lambda half_full: refills.append(half_full))
-    keeper.run()
-    first, second, third, fourth = refilled_before
-    assert first == 0
-    assert min(second, third - second) >= 3
-    assert fourth == third  # it was no longer hungry
-    assert all(refills)
+def test_the_table_of_duties() -> None:
+    settings = Settings()
+    shown = [(duty.name, duty.interval(settings), duty.seconds, duty.rows) for duty in DUTIES]
+    assert shown == [
+        ("renew the lease of its worker", 10.0, 2.0, 1),
+        ("take over from dead processes of its worker", 0.5, 2.0, 500),
+        ("take over from dead workers", 5.0, 2.0, 500),
+        ("publish what is due", 5.0, 2.0, 1000),
+        ("let processes end in a shutdown", 0.5, 0.1, 0),
+        ("block what no worker knows", 5.0, 1.0, 1000),
+        ("unblock what is known again", 5.0, 1.0, 5000),
+        ("remove the rows of dead workers", 60.0, 1.0, 500),
+        ("purge what ended long ago", 5.0, 1.0, 5000),
+    ]
+    without_sweep = dataclasses.replace(settings, sweep_seconds=None)
+    assert [duty.name for duty in DUTIES if duty.interval(without_sweep) is not None] == [
+        "renew the lease of its worker",
+        "take over from dead processes of its worker",
+        "let processes end in a shutdown",
+    ]
+    assert [duty.retry for duty in DUTIES] == [0.5] + [None] * 8

@@ -1,0 +1,110 @@
+"""What is due and held by nobody is published again, as far as the broker has room."""
+
+from __future__ import annotations
+
+import logging
+import time
+import typing as t
+
+from ...broker.share import Share
+from ...engine.control import options_of
+from ...failures import one_line
+from ...rows import moves, reads
+from ..post import Post
+from .batches import Batches
+
+if t.TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from ...runtime import Nudge
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
+
+HUNGRY_SECONDS = 0.1
+"""How soon it looks again while more runs are due than nudges may wait in the broker."""
+SLOTS_AHEAD = 100
+"""How many messages may wait in the broker for each slot of this worker."""
+RESERVED = 10
+"""How many nudges for each slot get through where other messages have taken all the room."""
+PUBLISHED_AT_ONCE = 200
+
+
+class PublishDue:
+    """Publishes what is due, once each interval of the sweep.
+
+    While it is hungry, that is while more runs are due than nudges may wait in the broker, it
+    looks more often, and fills up again what is half empty.
+    """
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self._share = Share()
+        self._batches: Batches[reads.Due] = Batches(post, PUBLISHED_AT_ONCE)
+        self._sweep_at = 0.0
+
+    def __call__(self) -> float | None:
+        """Publish what there is room for."""
+        now, interval = time.monotonic(), self._post.runtime.settings.sweep_seconds or 0.0
+        is_sweep = now >= self._sweep_at
+        if is_sweep:
+            self._sweep_at = now + interval
+        most, depth = SLOTS_AHEAD * self._post.slots, self._post.depth()
+        if depth >= most / 2 and not is_sweep:
+            return HUNGRY_SECONDS  # there may be room long before the next sweep
+        room = self._room(depth, most)
+        # Half an interval: what one pass published and nobody got, the next one sends again.
+        found = self._find(room, quiet=interval / 2, is_crowded=depth >= most) if room > 0 else []
+        self._publish(found, quiet=interval / 2)
+        return HUNGRY_SECONDS if depth >= most or len(found) == room else None
+
+    def _room(self, depth: int, most: int) -> int:
+        """Tell how many nudges the broker may take."""
+        # For what waits in the broker another nudge would only be a flood.
+        ahead = round(depth * self._share.current())
+        room = max(most - depth, RESERVED * self._post.slots - ahead)
+        if room <= 0:
+            return 0
+        with self._post.connect() as connection:
+            waiting = reads.count_due(connection, queues=list(self._post.queues), limit=most)
+        return min(room, waiting - ahead, self._post.rows)
+
+    def _find(self, room: int, *, quiet: float, is_crowded: bool) -> list[reads.Due]:
+        """Choose the oldest runs that are due and known here."""
+        for limit in (room, max(room, reads.OLDEST)):  # of the first ones all may be unknown
+            with self._post.connect() as connection:
+                queues = list(self._post.queues)
+                rows = reads.due(connection, queues=queues, quiet=quiet, limit=limit)
+            found = [row for row in rows if options_of(row.sequence, row.step) is not None]
+            if is_crowded:
+                found = [row for row in found if _is_long_silent(row)]
+            if len(found) >= room or len(rows) < limit:
+                break
+        return found[:room]
+
+    def _publish(self, found: t.Sequence[reads.Due], *, quiet: float) -> None:
+        def mark(connection: sa.Connection, batch: t.Sequence[reads.Due]) -> list[reads.Due]:
+            locked = set(reads.lock_due(connection, [row.id for row in batch], quiet=quiet))
+            moves.mark_published(connection, locked)
+            return [row for row in batch if row.id in locked]
+
+        for batch in self._batches.each(found, mark):
+            self._post.publish([nudge for nudge in map(self._nudge, batch) if nudge is not None])
+        for row, error in self._batches.refused:
+            if self._post.is_new((row.id, row.version)):
+                logger.error("Run %s cannot be published: %s", row.id, one_line(error))
+        self._batches.check()
+
+    def _nudge(self, row: reads.Due) -> Nudge | None:
+        options = options_of(row.sequence, row.step)
+        return None if options is None else self._post.runtime.nudge(row, options)
+
+
+def _is_long_silent(row: reads.Due) -> bool:
+    """Tell whether nothing was sent for half the time that a run has been due.
+
+    Its nudge stands in a long queue, as a rule, or was lost. So it is sent again, and each time
+    after twice as long.
+    """
+    if row.published_at is None:
+        return True
+    return (row.now - row.published_at) * 2 >= row.now - row.due_at

@@ -1,0 +1,186 @@
+"""What processes held that are gone: it is taken from them, as a crash of their step."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+import typing as t
+
+from ...definition.retry import crash_delay
+from ...engine.control import options_of
+from ...failures import one_line
+from ...rows import moves, reads
+from ...rows.claims import Held
+from ..children import live_processes
+from ..post import Post
+from .batches import Batches
+
+if t.TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from ...runtime import Runtime
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
+
+FREED_AT_ONCE = 50
+"""How many runs of dead processes one transaction takes up."""
+WATCH_SECONDS = 5.0
+"""For how long a child's last commit may still arrive after its end."""
+CLAIM_SECONDS = 0.2
+"""How long a claim may take after Celery has begun to count a time limit."""
+AGAIN_SECONDS = 0.5
+"""After how long a pass is followed by another one if it did not come to the end."""
+
+
+class Reader(t.Protocol):
+    """Reads what processes hold, in the order of the ids."""
+
+    def __call__(self, connection: sa.Connection, *, after: int, limit: int) -> list[Held]:
+        """Read what follows an id."""
+
+
+class Freeing:
+    """Takes runs from processes that are gone; a pass goes on where the last one has stopped.
+
+    :param post: The keeper's.
+    :param reason: What happened to the processes, for ``run.error``.
+    """
+
+    def __init__(self, post: Post, reason: str) -> None:
+        self._post = post
+        self._reason = reason
+        self._batches: Batches[Held] = Batches(post, FREED_AT_ONCE)
+        self._after = 0
+
+    @property
+    def is_through(self) -> bool:
+        """Whether it has come to the last run that was read, and begins with the first again."""
+        return self._after == 0
+
+    def go_on(
+        self,
+        read: Reader,
+        choose: t.Callable[[list[Held]], list[Held]] = lambda held: held,
+    ) -> bool:
+        """Free what nobody has locked; what is freed first is published at once.
+
+        :param read: Reads what is held.
+        :param choose: Chooses from it what dead processes hold.
+        :return: Whether all was read, and nothing is left of it.
+        :raises Exception: What kept it from freeing any of them.
+        """
+        is_first, limit = self.is_through, self._post.rows
+        with self._post.connect() as connection:
+            held = read(connection, after=self._after, limit=limit)
+        dead, freed = choose(held), 0
+        for batch in self._batches.each(dead, self._free_batch):
+            freed += len(batch)
+            self._publish(batch)
+        rest = self._batches.rest
+        self._after = held[-1].id if len(held) == limit else 0
+        if rest:
+            self._after = rest[0].id - 1
+        for claim, error in self._batches.refused:
+            if self._post.is_new((claim.id, claim.version)):
+                logger.error("%s cannot be taken up: %s", _place(claim), one_line(error))
+        self._batches.check()
+        return is_first and self.is_through and freed == len(dead)
+
+    def _free_batch(
+        self, connection: sa.Connection, batch: t.Sequence[Held]
+    ) -> list[tuple[Held, float | None]]:
+        unlocked = set(reads.lock(connection, [claim.id for claim in batch]))
+        runtime, freed = self._post.runtime, []
+        for claim in batch:
+            crashes = claim.crashes + 1
+            delay = None if crashes >= runtime.settings.max_crashes else crash_delay(crashes)
+            error = _crash_text(runtime, claim, self._reason)
+            label = f"{claim.worker_id}:{claim.pid}"
+            if claim.id in unlocked and moves.crash(
+                connection, claim, delay=delay, error=error, label=label
+            ):
+                freed.append((claim, delay))
+        return freed
+
+    def _publish(self, freed: t.Sequence[tuple[Held, float | None]]) -> None:
+        runtime, nudges = self._post.runtime, []
+        for claim, delay in freed:
+            end = "; it has crashed too often" if delay is None else ""
+            error = _crash_text(runtime, claim, self._reason)
+            logger.warning("%s: %s%s", _place(claim), error, end)
+            options = options_of(claim.sequence, claim.step)
+            if delay is not None and options is not None and runtime.rides(delay):
+                version = claim.version + 1
+                nudges.append(runtime.nudge(claim, options, version=version, countdown=delay))
+        self._post.publish(nudges)
+
+
+def _place(claim: Held) -> str:
+    return f"Run {claim.id}, step {claim.sequence}.{claim.step}, attempt {claim.attempt}"
+
+
+def _crash_text(runtime: Runtime, claim: Held, reason: str) -> str:
+    options = options_of(claim.sequence, claim.step)
+    limit = (options and options.time_limit) or runtime.time_limit
+    # Celery counts from before the claim.
+    if limit is not None and claim.held_seconds >= limit - CLAIM_SECONDS:
+        return f"TimeLimitExceeded: the step took longer than its time limit of {limit:g} s"
+    return f"Crash: {reason}"
+
+
+class FreeOwn:
+    """Frees what dead processes of this worker held.
+
+    It looks when a process has gone, and once each interval of the sweep. The watch over what a
+    process held lasts until its last commit must have arrived, and nothing of it is left.
+    """
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self._freeing = Freeing(post, "the process that performed it died")
+        self._children: set[int] = set()
+        self._watch_until: float | None = None
+        self._look_at = 0.0
+
+    def __call__(self) -> None:
+        """Look after the processes."""
+        began = time.monotonic()
+        children = live_processes(self._post.pool)
+        if children != self._children:  # of a child that lived shortly only the next one is seen
+            self._watch_until = began + WATCH_SECONDS
+            self._replace_dead()
+        self._children = children
+        if self._watch_until is None and began < self._look_at:
+            return
+        read = functools.partial(reads.held_by, worker_id=self._post.worker_id)
+        if not self._freeing.go_on(read, self._of_dead):
+            return
+        settings = self._post.runtime.settings
+        self._look_at = began + (settings.sweep_seconds or settings.lease_seconds)
+        if self._watch_until is not None and began >= self._watch_until:
+            self._watch_until = None
+
+    def _of_dead(self, held: list[Held]) -> list[Held]:
+        alive = live_processes(self._post.pool) | {os.getpid()}  # read after the claims
+        return [claim for claim in held if claim.pid not in alive]
+
+    def _replace_dead(self) -> None:
+        # Celery's event loop is told when the child's files are closed, often a moment before it
+        # can be reaped, and then looks again only after five seconds.
+        hub = getattr(self._post.consumer, "hub", None)
+        if hub is not None and self._children:
+            hub.call_soon(self._post.pool.maintain_pool)
+
+
+class FreeOrphans:
+    """Frees what workers held that no longer count as alive."""
+
+    def __init__(self, post: Post) -> None:
+        self._freeing = Freeing(post, "the worker that performed the step is gone")
+
+    def __call__(self) -> float | None:
+        """Free some."""
+        self._freeing.go_on(reads.orphans)
+        return None if self._freeing.is_through else AGAIN_SECONDS

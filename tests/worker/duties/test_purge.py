@@ -1,0 +1,116 @@
+"""What ended long ago is deleted."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+
+from flask_sequence import Status
+from flask_sequence.rows import upkeep
+from flask_sequence.rows.dialects import clock, later
+from flask_sequence.rows.models import runs, step_runs, workers
+from flask_sequence.worker.duties import PURGE, REMOVE_GONE_WORKERS, lease, purge
+from tests.support.keeping import Keeping
+from tests.support.stepping import Stepping, note
+
+
+def end(step: t.Any) -> None:
+    note("end")
+
+
+def ended(stepping: Stepping, seconds: float, status: Status = Status.FINISHED) -> int:
+    run_id = stepping.start(end, secret="x")
+    stepping.advance(run_id)
+    stepping.set(run_id, status=status, finished_at=later(-seconds))
+    return run_id
+
+
+def kept(stepping: Stepping) -> list[int]:
+    with stepping.connect() as connection:
+        history = set(connection.execute(sa.select(step_runs.c.run_id)).scalars())
+        ids = list(connection.execute(sa.select(runs.c.id).order_by(runs.c.id)).scalars())
+    assert history <= set(ids)
+    return ids
+
+
+def test_what_ended_long_ago_is_deleted_in_batches(
+    make_app: t.Callable[..., Flask], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepping = Stepping(make_app(database_url, SEQUENCE_RETENTION=1000))
+    monkeypatch.setattr(purge, "PURGED_AT_ONCE", 2)
+    old = [ended(stepping, 1001), ended(stepping, 3000, Status.CANCELLED), ended(stepping, 1002)]
+    young = [ended(stepping, 900), ended(stepping, 5000, Status.FAILED), stepping.start(end)]
+    narrow = dataclasses.replace(PURGE, rows=2)
+    keeping = Keeping(stepping.runtime, duties=[narrow])
+    assert keeping.perform(narrow) == purge.AGAIN_SECONDS  # There is more.
+    assert len(kept(stepping)) == 4
+    assert keeping.perform(narrow) is None
+    assert (kept(stepping), len(old)) == (young, 3)
+
+
+@pytest.mark.parametrize("retention", [1000, None])
+def test_workers_that_are_long_gone_are_removed(
+    make_app: t.Callable[..., Flask], database_url: str, retention: int | None
+) -> None:
+    stepping = Stepping(make_app(database_url, SEQUENCE_RETENTION=retention))
+    for name, ago in (("silent", lease.GONE_SECONDS + 1), ("perhaps", lease.GONE_SECONDS - 60)):
+        with stepping.connect() as connection:
+            upkeep.renew_worker(connection, name, host="host", pid=1, lease=-ago)
+    Keeping(stepping.runtime).do(REMOVE_GONE_WORKERS)
+    with stepping.connect() as connection:
+        left = set(connection.execute(sa.select(workers.c.id)).scalars())
+    assert left == {"perhaps", stepping.runtime.worker_id}
+
+
+@pytest.mark.parametrize("rule", ["", "DEFERRABLE INITIALLY DEFERRED"])
+def test_a_run_that_a_foreign_key_needs_is_kept_without_its_data(
+    make_app: t.Callable[..., Flask],
+    database_url: str,
+    rule: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stepping = Stepping(make_app(database_url, SEQUENCE_RETENTION=100))
+    if rule and stepping.dialect in ("mariadb", "mysql"):
+        rule = ""
+    if stepping.dialect == "sqlite":
+        with stepping.app.app_context():
+            sa.event.listen(
+                sweep_engine(stepping), "connect", lambda c, _: c.execute("PRAGMA foreign_keys=ON")
+            )
+    with stepping.connect() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE orders (id INTEGER PRIMARY KEY, run_id BIGINT,"
+            f" FOREIGN KEY (run_id) REFERENCES sequence_runs (id) {rule})"
+        )
+    needed, free = ended(stepping, 200), ended(stepping, 200)
+    with stepping.connect() as connection:
+        connection.exec_driver_sql(f"INSERT INTO orders VALUES (1, {needed})")
+    Keeping(stepping.runtime).do(PURGE)
+    assert kept(stepping) == [needed] != [free]
+    row = stepping.row(needed)
+    assert (row.status, dict(row.data), row.format) == (Status.FINISHED, {}, 0)
+    assert stepping.history(needed) == []
+    assert f"Run {needed} is kept" in caplog.text
+    caplog.clear()
+    Keeping(stepping.runtime).do(PURGE)
+    assert "is kept" not in caplog.text  # Reported once.
+
+
+def sweep_engine(stepping: Stepping) -> sa.Engine:
+    bind = stepping.app.extensions["sqlalchemy"].engines[None]
+    assert isinstance(bind, sa.Engine)
+    bind.dispose()
+    return bind
+
+
+def test_times_are_the_database_s(stepping: Stepping) -> None:
+    run_id = stepping.start(end)
+    with stepping.connect() as connection:
+        now = connection.scalar(sa.select(clock()))
+    row = stepping.row(run_id)
+    for value in (row.created_at, row.due_at, row.published_at, row.updated_at):
+        assert abs((value - now).total_seconds()) < 5

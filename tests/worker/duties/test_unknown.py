@@ -1,0 +1,67 @@
+"""What no worker knows is blocked, and goes on once one does."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from flask import Flask
+
+from flask_sequence import Status
+from flask_sequence.rows.dialects import later
+from flask_sequence.worker.duties import BLOCK_UNKNOWN, PUBLISH_DUE, UNBLOCK_KNOWN
+from tests.support.keeping import Keeping
+from tests.support.stepping import Stepping, make_sequence, make_step, note
+
+DEFAULT = "celery"
+
+
+def end(step: t.Any) -> None:
+    note("end")
+
+
+def mark_unknown(stepping: Stepping, queue: str) -> None:
+    keeping = Keeping(stepping.runtime, queue)
+    for duty in (BLOCK_UNKNOWN, UNBLOCK_KNOWN):
+        keeping.do(duty)
+
+
+def test_unknown_steps_are_blocked_after_two_intervals_and_freed(
+    stepping: Stepping, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = {stepping.start(end): name for name in ("old", "old, too", "other", "fresh", "known")}
+    for run_id, name in ids.items():
+        values: dict[str, t.Any] = {} if name == "known" else {"step": "renamed"}
+        values["due_at"] = later(-6 if name == "fresh" else -10.5)
+        stepping.set(run_id, **values, **({"queue": "other"} if name == "other" else {}))
+    caplog.set_level("INFO")
+    mark_unknown(stepping, DEFAULT)
+    blocked = {name for run_id, name in ids.items() if stepping.row(run_id).status == "blocked"}
+    assert blocked == {"old", "old, too"}
+    rows = [stepping.row(run_id) for run_id in ids]
+    assert rows[0].error == (
+        "No worker knows the step 'renamed' of the sequence 'Made'."
+        " Does SEQUENCE_IMPORTS name the module that defines it?"
+    )
+    assert (rows[0].version, rows[0].attempt, rows[0].due_at) == (1, 0, None)
+    assert "2 runs are blocked" in caplog.text
+    assert stepping.advance(rows[0].id).status is None
+
+    make_sequence(end, make_step(end, "renamed"))
+    mark_unknown(stepping, "elsewhere")
+    row = stepping.row(rows[0].id)
+    assert (row.status, row.error, row.version) == (Status.WAITING, None, 2)
+    assert "2 runs at Made.renamed go on" in caplog.text
+    nudges = Keeping(stepping.runtime).do(PUBLISH_DUE)
+    assert {rows[0].id, rows[1].id} <= {nudge.run_id for nudge in nudges}
+    assert stepping.advance(row.id).status is Status.FINISHED
+
+
+def test_the_sentence_for_a_blocked_run_names_the_setting_where_it_may_help(
+    make_app: t.Callable[..., Flask], sqlite_url: str
+) -> None:
+    stepping = Stepping(make_app(sqlite_url, SEQUENCE_IMPORTS=("tests.support.starts",)))
+    run_id = stepping.start(end)
+    stepping.set(run_id, step="x", due_at=later(-60))
+    mark_unknown(stepping, DEFAULT)
+    assert stepping.row(run_id).error == "No worker knows the step 'x' of the sequence 'Made'."
