@@ -19,6 +19,7 @@ from .definition.functions import FunctionStep, step
 from .definition.steps import RunInfo, Step
 from .errors import (
     AsyncStepError,
+    BusyError,
     ConfigError,
     DataError,
     DataTooLargeError,
@@ -50,6 +51,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncStepError",
     "BaseSequence",
+    "BusyError",
     "ConfigError",
     "DataError",
     "DataTooLargeError",

@@ -178,7 +178,17 @@ class ReadOnlyError(SequenceError, AttributeError):
     """
 
 
-class KeyBusyError(SequenceError, TimeoutError):
+class BusyError(SequenceError, TimeoutError):
+    """Another open transaction locks what a call needs, and has not ended in time.
+
+    The caller's transaction is as it was before the call. Only where MariaDB or MySQL has found a
+    deadlock is it lost, and then all but a rollback raises.
+
+    .. versionadded:: 0.1
+    """
+
+
+class KeyBusyError(BusyError):
     """Another transaction is starting a run with the same key and has not ended in time.
 
     :param sequence: The name of the sequence.

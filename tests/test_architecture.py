@@ -37,7 +37,7 @@ ROOMS = {
     "rows": "driver_errors columns liveness dialects own_connections locks models readonly claims"
     " reads statements moves upkeep migration",
     "broker": "bounded folders transport embedded share line publisher",
-    "engine": "sessions transaction fence control attempt runner retention",
+    "engine": "sessions waiting transaction fence control attempt runner retention",
     "worker": "children forking repeats task post duties.duty duties.batches duties.lease"
     " duties.recovery duties.publishing duties.unknown duties.purge duties.shutdown duties keeper"
     " signals",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -13,7 +14,7 @@ import uuid
 from ..definition.data import decode_text, encode
 from ..definition.options import check_option
 from ..definition.registry import SequenceDefinition, StepOptions, find_sequence
-from ..errors import InvalidOptionError, KeyBusyError, MoveRefusedError, RunNotFoundError
+from ..errors import BusyError, InvalidOptionError, KeyBusyError, MoveRefusedError, RunNotFoundError
 from ..rows import moves, reads
 from ..rows.claims import Row
 from ..rows.dialects import later
@@ -21,13 +22,17 @@ from ..rows.models import SequenceRun
 from ..runtime import Nudge, Runtime, current_runtime
 from ..status import Status
 from .fence import run_in_hand
-from .sessions import connection_of, expire, fresh_read, identity_of
-from .transaction import find_active, insert_unless_taken, is_uncommitted, publish_after_commit
+from .sessions import connection_of, expire, identity_of
+from .transaction import (
+    find_active_afresh,
+    insert_unless_taken,
+    is_uncommitted,
+    publish_after_commit,
+)
+from .waiting import LOCK_SECONDS, LockWaits, brief_read, busy
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
-KEY_WAIT_SECONDS = 10
-"""How long a keyed start waits for another transaction with the same key."""
 KEY_TRIES = 5
 MAX_KEY = 255
 MOST_NUDGES = 100
@@ -160,13 +165,16 @@ def _new_row(
 def _start_with_key(runtime: Runtime, run: SequenceRun) -> SequenceRun:
     assert run.key is not None
     session = runtime.db.session()
-    for tries in range(KEY_TRIES):
-        active = find_active(runtime, session, run.sequence, run.key, fresh=tries > 0)
-        if active is not None:
-            return active
-        if insert_unless_taken(session, run, wait_seconds=KEY_WAIT_SECONDS):
-            return run
-    raise KeyBusyError(run.sequence, run.key)
+    error = KeyBusyError(run.sequence, run.key)
+    waits = LockWaits(session, error, LOCK_SECONDS)
+    for _ in range(KEY_TRIES):
+        found = insert_unless_taken(waits, session, run)
+        if found is None:
+            with contextlib.suppress(BusyError), brief_read(runtime, waits.left) as connection:
+                found = find_active_afresh(connection, session, run.sequence, run.key)
+        if found is not None:
+            return found
+    raise error
 
 
 def start_many(
@@ -181,6 +189,7 @@ def start_many(
     :param options: What ``set()`` chose, for all of them; no key.
     :return: Their ids, in the same order.
     :raises DataError: If the data of one cannot be stored; then none is started.
+    :raises BusyError: If another transaction keeps the table from being written.
     """
     runtime = current_runtime()
     if options.key is not None:
@@ -190,13 +199,13 @@ def start_many(
     if not rows:
         return []
     session = runtime.db.session()
-    connection = connection_of(session)
+    waits = LockWaits(session, busy("The table of runs"), LOCK_SECONDS)
     same = _new_row(runtime, definition, options)
-    run_ids = [
-        run_id
-        for batch in _batches(rows)
-        for run_id in moves.insert_many(connection, batch, same=same, due_at=options.due_at)
-    ]
+
+    def insert(batch: list[dict[str, t.Any]]) -> list[int]:
+        return moves.insert_many(waits.connection, batch, same=same, due_at=options.due_at)
+
+    run_ids = waits.act(lambda: [run_id for batch in _batches(rows) for run_id in insert(batch)])
     delay = max(options.delay or 0.0, 0.0)
     most = None if runtime.is_eager else MOST_NUDGES
     for run_id in run_ids[:most]:
@@ -223,11 +232,21 @@ def _batches(rows: t.Iterable[dict[str, t.Any]]) -> t.Iterator[list[dict[str, t.
 def retry(run: SequenceRun) -> None:
     """failed -> waiting, as part of the caller's transaction; see :meth:`SequenceRun.retry`."""
     runtime, session = _current_session()
-    connection = connection_of(session)
-    row = _look(connection, run)
+    waits = LockWaits(session, busy(f"Run {id_of(run)}"), LOCK_SECONDS)
+
+    def revive() -> tuple[Row | None, bool]:
+        row = reads.look(waits.connection, id_of(run))
+        if row is None or row.status is not Status.FAILED:
+            return row, False
+        waits.tighten()
+        return row, moves.revive(waits.connection, row.id, row.version)
+
+    row, moved = waits.act(revive)
+    if row is None:
+        raise RunNotFoundError(id_of(run))
     if row.status is not Status.FAILED:
         raise MoveRefusedError(row.id, f"is {row.status}; only a failed run can be retried.")
-    if not moves.revive(connection, row.id, row.version):
+    if not moved:
         raise MoveRefusedError(row.id, "was moved by somebody else just now; look at it again.")
     expire(run)
     options = options_of(row.sequence, row.step)
@@ -238,16 +257,18 @@ def retry(run: SequenceRun) -> None:
 def cancel(run: SequenceRun) -> None:
     """(any that is not final) -> cancelled; see :meth:`SequenceRun.cancel`."""
     _, session = _current_session()
-    connection = connection_of(session)
-    row = _look(connection, run)
-    if row.id == run_in_hand():
+    run_id, in_hand = id_of(run), run_in_hand()
+    if in_hand is not None and run_id == in_hand:
         raise MoveRefusedError(
-            row.id, "cannot be cancelled by its own step: call self.finish() or self.fail()."
+            run_id, "cannot be cancelled by its own step: call self.finish() or self.fail()."
         )
-    if not moves.cancel(connection, row.id):
-        row = _look(connection, run)
+    waits = LockWaits(session, busy(f"Run {run_id}"), LOCK_SECONDS)
+    if not waits.act(lambda: moves.cancel(waits.connection, run_id)):
+        row = waits.act(lambda: reads.look(waits.connection, run_id))
+        if row is None:
+            raise RunNotFoundError(run_id)
         if row.status is Status.FINISHED:
-            raise MoveRefusedError(row.id, "is finished already; nothing is left to cancel.")
+            raise MoveRefusedError(run_id, "is finished already; nothing is left to cancel.")
     expire(run)
 
 
@@ -256,13 +277,6 @@ def _current_session() -> tuple[Runtime, t.Any]:
     session = runtime.db.session()
     session.flush()
     return runtime, session
-
-
-def _look(connection: t.Any, run: SequenceRun) -> Row:
-    row = reads.look(connection, id_of(run))
-    if row is None:
-        raise RunNotFoundError(id_of(run))
-    return row
 
 
 def id_of(run: SequenceRun) -> int:
@@ -284,16 +298,19 @@ def wait(run: SequenceRun, timeout: float) -> Status:
     if is_uncommitted(runtime.db.session(), run):
         raise RunNotFoundError(run_id)
     until, pause = time.monotonic() + timeout, 0.01
+    where = "locked by another open transaction"
     while True:
-        with fresh_read(runtime) as connection:
+        left = max(0.0, until - time.monotonic())
+        with contextlib.suppress(BusyError), brief_read(runtime, left) as connection:
             row = reads.look(connection, run_id)
-        if row is None:
-            return Status.FINISHED
-        if row.status in (Status.FINISHED, Status.FAILED, Status.CANCELLED):
-            return t.cast(Status, row.status)
+            if row is None:
+                return Status.FINISHED
+            if row.status in (Status.FINISHED, Status.FAILED, Status.CANCELLED):
+                return t.cast(Status, row.status)
+            where = f"{row.status} at {row.step}"
         left = until - time.monotonic()
         if left <= 0:
-            raise TimeoutError(f"Run {run_id} is {row.status} at {row.step} after {timeout} s.")
+            raise TimeoutError(f"Run {run_id} is {where} after {timeout} s.")
         time.sleep(min(pause, left))
         pause = min(2 * pause, LONGEST_POLL)
 

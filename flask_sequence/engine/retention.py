@@ -7,8 +7,8 @@ import typing as t
 
 from ..failures import one_line
 from ..rows import upkeep
-from ..rows.dialects import bounded_lock_wait
 from ..rows.driver_errors import is_integrity_error
+from ..rows.locks import bounded_lock_wait
 from ..runtime import Runtime
 from ..status import Status
 from .sessions import own_transaction

@@ -9,14 +9,12 @@ import typing as t
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, object_session
 
-from ..errors import KeyBusyError
 from ..rows import reads
-from ..rows.dialects import bounded_lock_wait
-from ..rows.driver_errors import is_lock_timeout
 from ..rows.models import SequenceRun
 from ..rows.readonly import hide_parameters, name_missing_tables, refuse_writes
 from ..runtime import Nudge, Runtime, current_runtime
-from .sessions import connection_of, fresh_read, identity_of
+from .sessions import connection_of, identity_of
+from .waiting import LockWaits
 
 
 @dataclasses.dataclass
@@ -77,49 +75,55 @@ def is_uncommitted(session: Session, run: SequenceRun) -> bool:
     return any(entry.nudge.run_id == identity_of(run) for entry in _written(session))
 
 
-def insert_unless_taken(session: Session, run: SequenceRun, *, wait_seconds: int) -> bool:
-    """Insert a run at once, under a savepoint, unless another active run has its key.
+def insert_unless_taken(waits: LockWaits, session: Session, run: SequenceRun) -> SequenceRun | None:
+    """Give the active run with the key of a run, else insert that at once, under a savepoint.
 
+    :param waits: How long to wait for another transaction with the same key.
     :param session: Where to add it; what is pending there is flushed first.
     :param run: The run.
-    :param wait_seconds: How long to wait for another transaction with the same key.
-    :return: Whether it was inserted.
-    :raises KeyBusyError: If that transaction has not ended by then.
+    :return: The run that has the key; None: one that is not seen here has it.
+    :raises BusyError: If that transaction has not ended by then.
     """
-    assert run.key is not None
-    session.flush()
-    connection = connection_of(session)
-    try:
-        with bounded_lock_wait(connection, wait_seconds), session.begin_nested():
+
+    def find_or_insert() -> SequenceRun:
+        assert run.key is not None
+        active = _find(session, waits.connection, run.sequence, run.key)
+        if active is not None:
+            return active
+        waits.tighten()
+        with waits.savepoint():
             session.add(run)
             session.flush()
+        return run
+
+    session.flush()
+    try:
+        return waits.act(find_or_insert)
     except sa.exc.IntegrityError as error:
         if SequenceRun.__tablename__ in (error.statement or ""):
-            return False
+            return None
         raise  # of a row that a listener of the application added
-    except sa.exc.OperationalError as error:
-        if is_lock_timeout(error):
-            raise KeyBusyError(run.sequence, run.key) from error
-        raise
-    return True
 
 
-def find_active(
-    runtime: Runtime, session: Session, sequence: str, key: str, *, fresh: bool
+def find_active_afresh(
+    connection: sa.Connection, session: Session, sequence: str, key: str
 ) -> SequenceRun | None:
-    """Load the active run with a key into a session.
+    """Load the active run with a key into a session, past the session's snapshot.
 
-    :param fresh: Whether to look also past the session's snapshot, which may be older than the
-        run (MariaDB, at its stock isolation level).
+    That may be older than the run: on MariaDB, at its stock isolation level.
+
+    :param connection: What reads past it.
     """
-    run_id = reads.find_active(connection_of(session), sequence, key)
-    run = None if run_id is None else session.get(SequenceRun, run_id)
-    if run is not None or not fresh:
-        return run
-    with fresh_read(runtime) as connection, Session(connection) as reader:
-        run_id = reads.find_active(connection, sequence, key)
-        run = None if run_id is None else reader.get(SequenceRun, run_id)
+    with Session(connection) as reader:
+        run = _find(reader, connection, sequence, key)
         return None if run is None else session.merge(run, load=False)
+
+
+def _find(
+    session: Session, connection: sa.Connection, sequence: str, key: str
+) -> SequenceRun | None:
+    run_id = reads.find_active(connection, sequence, key)
+    return None if run_id is None else session.get(SequenceRun, run_id)
 
 
 @sa.event.listens_for(SequenceRun, "after_insert")

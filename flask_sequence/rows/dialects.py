@@ -288,26 +288,6 @@ def release_guard(connection: sa.Connection) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def bounded_lock_wait(connection: sa.Connection, seconds: int) -> t.Iterator[None]:
-    """Let no statement wait for a lock of another transaction longer than this."""
-    if connection.dialect.name == "postgresql":
-        read, write = "SHOW lock_timeout", "SELECT set_config('lock_timeout', %(v)s, true)"
-        value: t.Any = f"{seconds}s"
-    elif is_mysql(connection):
-        read = "SELECT @@innodb_lock_wait_timeout"
-        write, value = "SET SESSION innodb_lock_wait_timeout = %(v)s", seconds
-    else:
-        yield  # SQLite's driver has a bound of its own
-        return
-    before = connection.exec_driver_sql(read).scalar_one()
-    connection.exec_driver_sql(write, {"v": value})
-    try:
-        yield
-    finally:
-        connection.exec_driver_sql(write, {"v": before})
-
-
 def is_memory(engine: sa.Engine) -> bool:
     """Tell whether a database lives in this process only."""
     name = engine.url.database or ""

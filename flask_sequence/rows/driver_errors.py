@@ -193,6 +193,16 @@ def is_lock_timeout(error: sa.exc.DBAPIError) -> bool:
     return code_of(error.orig) in waited
 
 
+def is_deadlock(error: sa.exc.DBAPIError) -> bool:
+    """Tell whether a transaction was chosen to end a deadlock.
+
+    On MariaDB and MySQL all of it is lost then, its savepoints too, so that going back to one of
+    them is what fails in the end.
+    """
+    chosen = Code("sqlstate", "40P01"), Code("mysql", 1213)
+    return code_of(error.orig) in chosen or is_missing_savepoint(error)
+
+
 def is_missing_table(error: BaseException | None) -> bool:
     """Tell whether a driver's error says that a table does not exist."""
     code = code_of(error)

@@ -505,7 +505,7 @@ class TestKey:
     def test_that_an_open_transaction_holds(
         self, make_app: MakeApp, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(control, "KEY_WAIT_SECONDS", 1)
+        monkeypatch.setattr(control, "LOCK_SECONDS", 1)
         options = {"connect_args": {"timeout": 1}} if "sqlite" in database_url else {}
         app = make_app(database_url, SQLALCHEMY_ENGINE_OPTIONS=options)
         with app.app_context():

@@ -14,7 +14,6 @@ from flask_sequence.rows.columns import UTCDateTime
 from flask_sequence.rows.dialects import (
     Prepared,
     begin_immediate,
-    bounded_lock_wait,
     clock,
     is_memory,
     later,
@@ -24,9 +23,8 @@ from flask_sequence.rows.dialects import (
     single_statements,
 )
 from flask_sequence.rows.driver_errors import is_lock_timeout, is_transient
-from flask_sequence.rows.models import runs
 from tests.support.application import Effect
-from tests.support.stepping import Stepping, note
+from tests.support.stepping import Stepping
 
 
 @pytest.fixture
@@ -137,27 +135,6 @@ def test_the_guard_tells_whether_the_writes_still_stand(mariadb_stepping: Steppi
         with pytest.raises(sa.exc.OperationalError) as caught:
             release_guard(connection)
         assert is_transient(caught.value)
-
-
-def test_a_lock_is_not_waited_for_longer_than_asked(stepping: Stepping) -> None:
-    if stepping.dialect == "sqlite":
-        with stepping.connect() as connection, bounded_lock_wait(connection, 1):
-            assert connection.scalar(sa.select(1)) == 1
-        return
-    run_id = stepping.start(lambda step: note("end"))
-    touch = sa.update(runs).where(runs.c.id == run_id).values(queue="other")
-    read = "SHOW lock_timeout"
-    if stepping.dialect == "mariadb":
-        read = "SELECT @@innodb_lock_wait_timeout"
-    with stepping.connect() as holder, stepping.engine.connect() as waiter:
-        holder.execute(touch)
-        before = waiter.exec_driver_sql(read).scalar_one()
-        with bounded_lock_wait(waiter, 1):
-            with pytest.raises(sa.exc.OperationalError) as caught, waiter.begin_nested():
-                waiter.execute(touch)
-            assert waiter.exec_driver_sql(read).scalar_one() != before
-        assert waiter.exec_driver_sql(read).scalar_one() == before
-    assert is_lock_timeout(caught.value)
 
 
 def test_a_prepared_statement_goes_to_the_schema_of_its_connection() -> None:

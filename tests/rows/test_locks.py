@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+import sqlalchemy as sa
 
 from flask_sequence.rows import reads, upkeep
+from flask_sequence.rows.driver_errors import is_lock_timeout
+from flask_sequence.rows.locks import bounded_lock_wait
+from flask_sequence.rows.models import runs
 from tests.support.stepping import Stepping, note
 from tests.support.strangers import Stranger
 
@@ -60,3 +66,75 @@ class TestLockRows:
         with stepping.connect() as connection:
             assert upkeep.delete(connection, [first, second]) == 1
         assert stepping.row(first) is stepping.row(second) is None
+
+
+class TestBoundedLockWait:
+    READS = {
+        "postgresql": "SHOW lock_timeout",
+        "mariadb": "SELECT concat(@@innodb_lock_wait_timeout, ' ', @@lock_wait_timeout)",
+        "sqlite": "PRAGMA busy_timeout",
+    }
+
+    def test_it_holds_within_the_block_only(self, stepping: Stepping) -> None:
+        read = self.READS[stepping.dialect]
+        with stepping.engine.connect() as connection:
+            before = connection.exec_driver_sql(read).scalar_one()
+            with bounded_lock_wait(connection, 2) as bound:
+                inside = connection.exec_driver_sql(read).scalar_one()
+                bound(1)
+                tightened = connection.exec_driver_sql(read).scalar_one()
+            assert connection.exec_driver_sql(read).scalar_one() == before
+        assert (inside, tightened) == {
+            "postgresql": ("2s", "1s"),
+            "mariadb": ("2 2", "1 1"),
+            "sqlite": (2000, 1000),
+        }[stepping.dialect]
+
+    @pytest.mark.parametrize(
+        ("kind", "write"),
+        [
+            ("postgresql", "SET lock_timeout = '300ms'"),
+            ("mariadb", "SET SESSION innodb_lock_wait_timeout = 1, SESSION lock_wait_timeout = 1"),
+            ("sqlite", "PRAGMA busy_timeout = 300"),
+        ],
+    )
+    def test_a_shorter_one_of_the_application_holds(
+        self, request: pytest.FixtureRequest, kind: str, write: str
+    ) -> None:
+        stepping: Stepping = request.getfixturevalue(f"{kind}_stepping")
+        with stepping.engine.connect() as connection:
+            connection.exec_driver_sql(write)
+            before = connection.exec_driver_sql(self.READS[kind]).scalar_one()
+            with bounded_lock_wait(connection, 2):
+                assert connection.exec_driver_sql(self.READS[kind]).scalar_one() == before
+            assert connection.exec_driver_sql(self.READS[kind]).scalar_one() == before
+
+    @pytest.mark.parametrize("seconds", [0, 0.5])
+    @pytest.mark.parametrize("what", ["row", "table"])
+    @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+    def test_a_statement_waits_no_longer(
+        self, request: pytest.FixtureRequest, kind: str, what: str, seconds: float
+    ) -> None:
+        stepping: Stepping = request.getfixturevalue(f"{kind}_stepping")
+        stranger, run_id = Stranger(stepping), stepping.start(do)
+        lock = stranger.locking(run_id) if what == "row" else stranger.locking_table()
+        touch = sa.update(runs).where(runs.c.id == run_id).values(queue="other")
+        with stepping.engine.connect() as connection, lock:
+            started = time.monotonic()
+            with (
+                bounded_lock_wait(connection, seconds),
+                pytest.raises(sa.exc.OperationalError) as caught,
+                connection.begin_nested(),
+            ):
+                connection.execute(touch)
+            assert is_lock_timeout(caught.value)
+            assert time.monotonic() - started < seconds + 1.5
+            connection.rollback()
+
+    def test_a_failed_transaction_keeps_its_error(self, postgresql_stepping: Stepping) -> None:
+        with (
+            postgresql_stepping.engine.connect() as connection,
+            pytest.raises(sa.exc.ProgrammingError, match="nothing"),
+            bounded_lock_wait(connection, 2),
+        ):
+            connection.exec_driver_sql("SELECT nothing")
