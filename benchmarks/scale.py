@@ -93,7 +93,7 @@ SWEEP = (FREE_OWN, FREE_ORPHANS, BLOCK_UNKNOWN, UNBLOCK_KNOWN, PURGE, PUBLISH_DU
 def keeper_of(app: Flask) -> Keeper:
     """Make a keeper that no thread runs, of a worker with two slots."""
     runtime = runtime_of(app)
-    runtime.worker_id = "w0"
+    runtime.stand_in_id = "w0"
     queues = [Queue(runtime.default_queue)]
     consumer: t.Any = SimpleNamespace(
         pool=SimpleNamespace(_pool=None),

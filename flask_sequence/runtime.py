@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import socket
 import typing as t
@@ -20,6 +21,8 @@ if t.TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
     from sqlalchemy import Engine
 
+    from .engine.connections import KeptConnection
+    from .engine.in_hand import InHand
     from .status import Status
 
 TASK = "flask_sequence.advance"
@@ -57,6 +60,22 @@ class Verbs(t.Protocol):
         """Wait until a run is finished, failed or cancelled."""
 
 
+@dataclass(kw_only=True, eq=False)
+class WorkerProcess:
+    """What belongs to a process of a Celery worker, and is nowhere else."""
+
+    id: str
+    """The id of the worker's row, which its processes share."""
+    engine: Engine
+    """The engine of the runs."""
+    in_hand: InHand
+    """What the processes of the worker perform."""
+    stop_flag: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
+    """A byte that they share: set once the worker is asked to stop."""
+    kept: KeptConnection | None = None
+    """The connection that a process which performs one step at a time keeps through a burst."""
+
+
 _numbers = itertools.count()
 
 
@@ -74,16 +93,10 @@ class Runtime:
     """The Celery application, once it is given or found."""
     publisher: t.Any = field(default=None, repr=False)
     """What this process publishes with; made when first needed."""
-    worker_id: str | None = None
-    """The id of the Celery worker that this process belongs to."""
-    in_worker: bool = False
-    """Whether this process is one of a Celery worker."""
-    engine: Engine | None = field(default=None, repr=False)
-    """The engine of the runs in a worker; elsewhere tests may replace it at any time."""
-    kept: t.Any = field(default=None, repr=False)
-    """The connection that a process which performs one step at a time keeps through a burst."""
-    stop_flag: t.Any = field(default=None, repr=False)
-    """A byte that a worker shares with its processes: set once it is asked to stop."""
+    worker: WorkerProcess | None = field(default=None, repr=False)
+    """What belongs to a process of a Celery worker, where this is one."""
+    stand_in_id: str | None = None
+    """The id under which a process that is no worker performs runs."""
     number: int = field(default_factory=lambda: next(_numbers))
     """Counts up the runtimes of this process."""
     host: str = field(default_factory=socket.gethostname)
@@ -107,9 +120,14 @@ class Runtime:
         return bool(self.celery.conf.task_always_eager)
 
     @property
+    def worker_id(self) -> str | None:
+        """The id under which this process claims runs."""
+        return self.stand_in_id if self.worker is None else self.worker.id
+
+    @property
     def is_stopping(self) -> bool:
         """Whether the worker that this process belongs to has been asked to stop."""
-        return self.stop_flag is not None and self.stop_flag[0] != 0
+        return self.worker is not None and self.worker.stop_flag[0] != 0
 
     @property
     def time_limit(self) -> float | None:

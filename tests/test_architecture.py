@@ -35,9 +35,10 @@ FLOORS = (
 ROOMS = {
     "definition": "callables retry options data steps functions registry",
     "rows": "driver_errors columns liveness dialects own_connections locks models readonly claims"
-    " reads statements moves upkeep migration",
+    " reads prepared statements moves upkeep migration",
     "broker": "bounded folders transport embedded share line publisher",
-    "engine": "sessions waiting transaction fence control attempt runner retention",
+    "engine": "own_errors contexts connections waiting transaction fence doors in_hand control"
+    " attempt patience claiming runner retention",
     "worker": "children forking repeats task post duties.duty duties.batches duties.lease"
     " duties.recovery duties.publishing duties.unknown duties.purge duties.shutdown duties keeper"
     " signals",
@@ -52,6 +53,7 @@ A folder in a room is named after its modules.
 USERS = {
     "alembic": {"rows.migration"},
     "asgiref": {"definition.steps"},
+    "billiard": {"worker"},
     "celery": {"definition.retry", "broker", "worker"},
     "click": {"cli"},
     "flask": {"broker", "cli", "engine", "extension", "rows.migration", "runtime", "testing"}

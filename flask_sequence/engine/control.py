@@ -21,8 +21,9 @@ from ..rows.dialects import later
 from ..rows.models import SequenceRun
 from ..runtime import Nudge, Runtime, current_runtime
 from ..status import Status
-from .fence import run_in_hand
-from .sessions import connection_of, expire, identity_of
+from .connections import connection_of
+from .contexts import expire, identity_of
+from .doors import run_in_hand
 from .transaction import (
     find_active_afresh,
     insert_unless_taken,

@@ -1,212 +1,207 @@
-"""The fence: what stands before every commit of a step, and lets only the holder through."""
+"""The fence: what stands before every COMMIT of a step, and lets only the holder through."""
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
+import dataclasses
+import enum
 import functools
 import logging
 import typing as t
-import weakref
 
 import sqlalchemy as sa
-from flask.globals import app_ctx
-from sqlalchemy.orm import Session, SessionTransaction
 
 from ..definition.data import encode
-from ..errors import ClaimLost, TransactionDoomedError
+from ..errors import ClaimLost
 from ..rows import moves, reads
-from ..rows.claims import Claim, Row, holds
-from ..rows.dialects import is_aborted, release_guard, set_guard, short_transaction
+from ..rows.claims import Claim, holds
+from ..rows.moves import CHECKPOINT, Move
 from ..runtime import Runtime
-from .sessions import bind_of, connection_of, give_back, own_move
+from .connections import own_move, own_transaction
+from .own_errors import own_errors
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
-Move = t.Callable[[sa.Connection, Claim, str | None], bool]
-"""A move of ``moves`` with everything settled but the claim and the changed data."""
+
+class State(enum.Enum):
+    """What is known of the last COMMIT that a fence has let through."""
+
+    OPEN = "open"
+    """Nothing is under way: the claim is that of the last commit."""
+    SENT = "sent"
+    """A move was sent with a COMMIT whose answer has not come."""
+    CHECKED = "checked"
+    """The same, but the step has written to another database too: the move comes afterwards."""
+    MOVED = "moved"
+    """The move with which the step ends is committed."""
+    LOST = "lost"
+    """Somebody else has the run: nothing more is let through."""
+
+
+CHANGES: dict[State, frozenset[State]] = {
+    State.OPEN: frozenset({State.SENT, State.CHECKED, State.LOST}),
+    State.SENT: frozenset({State.OPEN, State.MOVED, State.LOST}),
+    State.CHECKED: frozenset({State.OPEN, State.MOVED, State.LOST}),
+    State.MOVED: frozenset(),
+    State.LOST: frozenset(),
+}
+"""The changes that there are."""
+
+UNKNOWN = frozenset({State.SENT, State.CHECKED})
+"""States in which only the database can tell what the claim is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sent:
+    """What went with a COMMIT.
+
+    :param move: The move.
+    :param data: The data as of then, encoded.
+    """
+
+    move: Move
+    data: str
+
+
+class Way(enum.Enum):
+    """How a transaction is committed, which decides when its move is made."""
+
+    ALONG = enum.auto()
+    """The move and COMMIT are sent in one message, here."""
+    BEFORE = enum.auto()
+    """The move is made in the transaction, and COMMIT follows."""
+    AFTER = enum.auto()
+    """Something else was written elsewhere: the claim is looked at, and the move made later."""
 
 
 class Fence:
-    """Stands before every commit of the session in which a step writes.
+    """Stands before every commit of the connection in which a step writes.
 
-    ``db.session.commit()`` in a step is a checkpoint; the runner's own commit carries the move
-    that it has put into ``move``. Either goes through only by the version of the claim.
+    A commit inside the step is a checkpoint; the runner's own carries the move with which the step
+    ends. Either goes through only by the version of the claim. ``engine.doors`` leads each COMMIT
+    here, however it is reached.
 
     :param runtime: The application's runtime.
-    :param claim: The claim, by which the first commit goes.
-    :param data: Gives the step's data.
-    :param is_encoded: Whether the data of the claim are as ``encode`` writes them.
+    :param claim: The claim, with its data as ``encode`` writes it.
+    :param data: Returns the step's data.
     """
 
     def __init__(
-        self,
-        runtime: Runtime,
-        claim: Claim,
-        data: t.Callable[[], t.Mapping[str, t.Any]],
-        *,
-        is_encoded: bool = False,
+        self, runtime: Runtime, claim: Claim, data: t.Callable[[], t.Mapping[str, t.Any]]
     ) -> None:
         self.runtime = runtime
-        self.claim: Claim = claim if is_encoded else claim._replace(text=encode(data()))
-        """The claim as of the last commit."""
-        self.move: Move = t.cast(Move, moves.checkpoint)
-        self.moved: bool = False
+        self.claim: Claim = claim
+        """The claim as of the last commit that is known to have gone through."""
+        self.state: State = State.OPEN
+        self.sent: Sent | None = None
+        """What went with the last COMMIT that was let through, until it is known to have failed."""
+        self.move: Move = CHECKPOINT
+        """The move that the next commit carries."""
+        self.asked_to_repeat: bool = False
+        """Whether the database has asked to begin the transaction again, seen or unseen."""
         self._data = data
-        self._sent: str | None = None
-        self._sent_move = self.move
-        self._other_bind = False
-        self._connection: sa.Connection | None = None
-        self._bind: sa.Engine | sa.Connection | None = None
-        self._context: object = None
-        self._sessions: list[Session] = []
 
     @property
-    def unknown(self) -> bool:
-        """Whether a commit was sent and its answer has not come."""
-        return self._sent is not None
+    def is_unknown(self) -> bool:
+        """Whether a COMMIT was sent and its answer has not come."""
+        return self.state in UNKNOWN
 
-    @property
-    def carries_move(self) -> bool:
-        """Whether the commit that was sent is the runner's own, with which the step ends."""
-        return self._sent_move is not moves.checkpoint
+    def move_alone(self) -> None:
+        """Make the next move for a step that has neither written nor read anything."""
+        with own_errors(), own_move(self.runtime) as connection:
+            self._send(connection, self._next(), moves.make)
+        self.settle(went_through=True)
 
-    def passed(self) -> None:
-        """Take it that the commit that was sent went through."""
-        assert self._sent is not None
-        self.claim = self.claim._replace(version=self.claim.version + 1, text=self._sent)
-        self._sent = None
-        self.moved = self.carries_move
+    def let_through(self, connection: sa.Connection, way: Way) -> None:
+        """Let a COMMIT through with the move that it carries, or refuse it.
 
-    def enter(self) -> None:
-        """Stand in the app context that is active here."""
-        self._context = app_ctx._get_current_object()  # type: ignore[attr-defined]
-
-    def covers(self, session: Session) -> bool:
-        """Tell whether a session is the step's ``db.session``, whichever that is by now."""
-        if app_ctx._get_current_object() is not self._context:  # type: ignore[attr-defined]
-            return False
-        return session is self.runtime.db.session()
-
-    def attach(self, session: Session) -> None:
-        """Stand before the commits of a session, which is about to need a connection."""
-        give_back(self.runtime)
-        if session.info.get(_FENCE) is not self:
-            self._sessions.append(session)
-            session.info[_FENCE] = self
-
-    def detach(self) -> None:
-        """Let all sessions go."""
-        for session in self._sessions:
-            session.info.pop(_FENCE, None)
-        self._sessions.clear()
-
-    def begun(self, transaction: SessionTransaction, connection: sa.Connection) -> None:
-        """Note that a session has begun a transaction on a connection."""
-        if transaction.parent is not None:
-            return
-        self._bind = bind_of(self.runtime)
-        if connection.engine is self._bind.engine:
-            _watch(connection.engine)
-            set_guard(connection)
-        else:
-            self._other_bind = True
-
-    def commit(self) -> None:
-        """Commit the step that has ended: what it wrote, and the move.
-
-        Where it wrote nothing, and read nothing, the move is committed alone: that spares the
-        session, and on PostgreSQL a transaction.
+        :param connection: What is about to be committed.
+        :param way: How.
+        :raises ClaimLost: If the run is no longer that of this process.
         """
-        session = self.runtime.db.session
-        if self.unknown or (session.registry.has() and _is_begun(session())):
-            session.commit()
-        else:
-            self._move_alone()
-
-    def _move_alone(self) -> None:
-        text = encode(self._data(), max_bytes=self.runtime.settings.max_data_bytes)
-        with own_move(self.runtime) as connection:
-            self._sent, self._sent_move = text, self.move
-            if not self.move(connection, self.claim, self._changed(text)):
-                self._sent = None
-                raise ClaimLost
-        self.passed()
-
-    def before_commit(self, session: Session) -> None:
-        """Make the move in the transaction that a session is about to commit."""
-        if session.in_nested_transaction():
-            return
-        text = encode(self._data(), max_bytes=self.runtime.settings.max_data_bytes)
-        session.flush()
-        connection = connection_of(session)
-        if isinstance(self._bind, sa.Connection):
-            _check_guard(connection)  # in a test's own transaction, which is not committed
-        if self.unknown:
-            self._ask(connection)
-        if self._other_bind:
-            self._check(connection)
-        elif not self.move(connection, self.claim, self._changed(text)):
+        if self.state in (State.LOST, State.MOVED):
             raise ClaimLost
-        self._sent, self._sent_move, self._connection = text, self.move, connection
+        if self.is_unknown:
+            self._ask(connection)
+        sent = self._next()
+        if way is Way.AFTER:
+            self.check(connection)
+            self._change(State.CHECKED, sent)
+        elif way is Way.BEFORE:
+            self._send(connection, sent, moves.make)
+        else:
+            self._send(connection, sent, moves.make_and_commit)
+            self.settle(went_through=True)
 
-    def check_sent(self, connection: sa.Connection) -> None:
-        """Refuse a COMMIT of what the server has dropped, or will drop, without a word."""
-        if not self.unknown or connection is not self._connection:
+    def answered(self) -> None:
+        """Take it that the COMMIT of the step's session has been answered."""
+        if self.state is State.CHECKED:
+            self._move_afterwards()
+        if self.is_unknown:
+            self.settle(went_through=True)
+
+    def settle(self, *, went_through: bool) -> None:
+        """Note what became of a COMMIT whose answer had not come.
+
+        :param went_through: Whether its move did.
+        """
+        assert self.sent is not None
+        if not went_through:
+            self._change(State.OPEN, None)
             return
-        _check_guard(connection)
-        if is_aborted(connection):
-            raise TransactionDoomedError(
-                "A statement failed after the step had ended, in a listener of the application"
-                " that did not raise the error: nothing of the transaction can be committed."
-            )
+        progress = {} if self._changed(self.sent) is None else moves.PROGRESS
+        self.claim = self.claim.moved()._replace(data=self.sent.data, **progress)
+        self._change(State.MOVED if self.sent.move.ends_step else State.OPEN, self.sent)
 
-    def after_commit(self, session: Session) -> None:
-        """Count a commit that has gone through."""
-        if session.in_nested_transaction() or self._sent is None:
-            return
-        if self._other_bind:
-            self._move_afterwards(self._sent)
-        self.passed()
+    def lose(self) -> None:
+        """Note that somebody else has the run."""
+        self._change(State.LOST, self.sent)
 
-    def _changed(self, text: str) -> str | None:
-        return None if text == self.claim.text else text
+    def _change(self, state: State, sent: Sent | None) -> None:
+        assert state in CHANGES[self.state], f"{self.state} -> {state}"
+        self.state, self.sent = state, sent
+
+    def _next(self) -> Sent:
+        if not self.claim.is_mine:
+            raise ClaimLost  # in a process that the step has forked
+        limit = self.runtime.settings.max_data_bytes
+        return Sent(self.move, encode(self._data(), max_bytes=limit))
+
+    def _send(self, connection: sa.Connection, sent: Sent, make: t.Callable[..., bool]) -> None:
+        self._change(State.SENT, sent)
+        if not make(connection, self.claim, sent.move, self._changed(sent)):
+            self._refuse()
+
+    def _changed(self, sent: Sent) -> str | None:
+        return None if sent.data == self.claim.data else sent.data
 
     def _ask(self, connection: sa.Connection) -> None:
-        # A commit of this step has raised, and the step goes on: did it go through?
+        # A commit of this step was let through without an answer, and the step goes on.
         row = reads.look(connection, self.claim.id)
-        if row is not None and row.version == self.claim.version + 1 and self._is_ours(row):
-            self.passed()
-        self._sent = None
+        assert self.sent is not None
+        self.settle(went_through=row is not None and self.sent.move.went_through(self.claim, row))
 
-    def _check(self, connection: sa.Connection) -> None:
+    def check(self, connection: sa.Connection) -> None:
+        """Look whether the claim still holds, before a COMMIT that carries no move.
+
+        :param connection: To the database of the runs.
+        :raises ClaimLost: If it does not.
+        """
         row = reads.look(connection, self.claim.id)
-        if row is None or row.version != self.claim.version or not self._is_ours(row):
-            raise ClaimLost
+        if row is None or row.version != self.claim.version or not holds(self.claim, row):
+            self._refuse()
 
-    def _is_ours(self, row: Row) -> bool:
-        return holds(self.claim, row)
+    def _refuse(self) -> t.NoReturn:
+        self.lose()
+        raise ClaimLost
 
-    def _move_afterwards(self, text: str) -> None:
+    def _move_afterwards(self) -> None:
         # Two databases cannot be committed as one: the step's writes come first, so that they
         # happen at least once.
-        self._other_bind = False
+        assert self.sent is not None
         _warn_of_other_bind(self.claim.sequence, self.claim.step)
-        with short_transaction(bind_of(self.runtime)) as connection:
-            if not self.move(connection, self.claim, self._changed(text)):
-                raise ClaimLost
-
-
-def _is_begun(session: Session) -> bool:
-    return session.in_transaction() or bool(session.new or session.dirty or session.deleted)
-
-
-def _check_guard(connection: sa.Connection) -> None:
-    if not release_guard(connection):
-        raise TransactionDoomedError(
-            "The server has dropped earlier writes of this transaction, after a deadlock or a"
-            " statement that commits by itself (DDL)."
-        )
+        with own_errors(), own_transaction(self.runtime) as connection:
+            if not moves.make(connection, self.claim, self.sent.move, self._changed(self.sent)):
+                self._refuse()
 
 
 @functools.cache
@@ -217,83 +212,3 @@ def _warn_of_other_bind(sequence: str, step: str) -> None:
         sequence,
         step,
     )
-
-
-_FENCE = "flask_sequence_fence"
-"""Under which ``session.info`` names the fence that stands before a session's commits."""
-
-_fence: contextvars.ContextVar[Fence | None] = contextvars.ContextVar("fence", default=None)
-
-
-@contextlib.contextmanager
-def fenced(fence: Fence) -> t.Iterator[Fence]:
-    """Let a fence stand before every commit of ``db.session`` in this app context."""
-    token = _fence.set(fence)
-    try:
-        fence.enter()
-        yield fence
-    finally:
-        _fence.reset(token)
-        fence.detach()
-
-
-@contextlib.contextmanager
-def unfenced() -> t.Iterator[None]:
-    """Leave the step that is being performed here, for a run that is performed inside it."""
-    token = _fence.set(None)
-    try:
-        yield
-    finally:
-        _fence.reset(token)
-
-
-def run_in_hand() -> int | None:
-    """Give the id of the run of which a step is being performed here."""
-    fence = _fence.get()
-    return None if fence is None else fence.claim.id
-
-
-@sa.event.listens_for(Session, "after_transaction_create")
-def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    fence = _fence.get()
-    if fence is not None and transaction.parent is None and fence.covers(session):
-        fence.attach(session)
-
-
-@sa.event.listens_for(Session, "after_begin")
-def _after_begin(
-    session: Session, transaction: SessionTransaction, connection: sa.Connection
-) -> None:
-    fence = _fence.get()
-    if fence is not None and fence.covers(session):
-        fence.begun(transaction, connection)
-
-
-@sa.event.listens_for(Session, "before_commit")
-def _before_commit(session: Session) -> None:
-    fence = session.info.get(_FENCE)
-    if fence is not None:
-        fence.before_commit(session)
-
-
-@sa.event.listens_for(Session, "after_commit")
-def _after_commit(session: Session) -> None:
-    fence = session.info.get(_FENCE)
-    if fence is not None:
-        fence.after_commit(session)
-
-
-_watched: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
-
-
-def _watch(engine: sa.Engine) -> None:
-    # When the first step comes, the application has set up the listeners of its own.
-    if engine not in _watched:
-        _watched.add(engine)
-        sa.event.listen(engine, "commit", _before_real_commit)
-
-
-def _before_real_commit(connection: sa.Connection) -> None:
-    fence = _fence.get()
-    if fence is not None:
-        fence.check_sent(connection)

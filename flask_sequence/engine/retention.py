@@ -11,7 +11,7 @@ from ..rows.driver_errors import is_integrity_error
 from ..rows.locks import bounded_lock_wait
 from ..runtime import Runtime
 from ..status import Status
-from .sessions import own_transaction
+from .connections import own_transaction
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
+import os
 import random
 import signal
 import traceback
@@ -22,26 +22,23 @@ from ..errors import (
     RetryInterrupt,
     TransactionDoomedError,
 )
-from ..failures import long_text, one_line, sentence
+from ..failures import Failure, failure_of, one_line, sentence
+from ..masking import secrets_in
 from ..rows import moves
-from ..rows.claims import Row, holds
-from ..rows.driver_errors import is_after_failure, is_transient
+from ..rows.claims import holds
+from ..rows.driver_errors import is_after_failure
+from ..rows.moves import Move
 from ..runtime import Runtime
 from ..status import Status
-from .attempt import (
-    FRESH_TRIES,
-    LEFT_ALONE,
-    Attempt,
-    Limits,
-    Outcome,
-    claim_run,
-    move,
-    pause,
-    read_row,
-    stand_in,
-)
-from .fence import Fence, Move, fenced, unfenced
-from .sessions import give_back, own_context
+from .attempt import FRESH_TRIES, LEFT_ALONE, Attempt, Outcome
+from .claiming import Limits, claim_run, stand_in
+from .connections import give_back
+from .contexts import own_context
+from .doors import fenced, unfenced
+from .fence import Fence, State
+from .in_hand import in_hand
+from .own_errors import is_free
+from .patience import make_move, pause, read_row
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
@@ -49,6 +46,10 @@ __all__ = ["Limits", "Outcome", "advance", "stand_in"]
 
 _TERMINATED = (signal.SIGTERM - 256, signal.SIGQUIT - 256)
 """How a pool's child exits at SIGTERM; at SIGQUIT where ``REMAP_SIGTERM`` says so."""
+_FORKED = 70
+"""The exit code of a process that a step has forked, and that comes back from it."""
+LONGEST_WAIT = 30.0
+"""The most seconds until a step that has to wait for the database is tried again."""
 
 
 def advance(
@@ -73,7 +74,9 @@ def advance(
     :return: What came of it, and what is to be published.
     """
     try:
-        with unfenced():
+        # In hand before the claim, so that there is none that nobody works on; and in a context,
+        # since listeners of the application may want its config.
+        with in_hand(runtime, run_id), unfenced(), own_context(runtime):
             attempt = claim_run(
                 runtime,
                 run_id,
@@ -96,44 +99,41 @@ def advance(
 
 def _make(attempt: Attempt) -> Attempt | Outcome:
     """Make one attempt: perform the step, commit it, and see what came of it."""
-    try:
-        data = decode_text(attempt.claim.text)
-    except DataError as unreadable:
-        return _failed(attempt, unreadable)
-    body = _Body(attempt, data)
-    fence = Fence(attempt.runtime, attempt.claim, lambda: body.data, is_encoded=attempt.is_encoded)
+    body = _Body(attempt)
+    fence = Fence(attempt.runtime, attempt.claim, lambda: body.data)
     try:
         error = _perform(body, fence)
-        return _what_follows(attempt, fence, error)
+        return _what_follows(body, fence, error)
     except BaseException as error:
         # The process is asked to end, or something of its own went wrong: no claim stays behind.
         # When it is killed, by a time limit, the keeper counts the crash.
         if not _is_killed(attempt, error):
-            held = dataclasses.replace(attempt, claim=fence.claim)
             with contextlib.suppress(Exception):
-                move(held, moves.hand_back, delay=0.0, error=one_line(error))
+                back = moves.hand_back(fence.claim, delay=0.0, error=one_line(error))
+                make_move(attempt.runtime, fence.claim, back)
         raise
 
 
-def _what_follows(attempt: Attempt, fence: Fence, error: BaseException | None) -> Attempt | Outcome:
-    if fence.unknown or not (fence.moved or _tells_of_the_step(error)):
+def _what_follows(body: _Body, fence: Fence, error: BaseException | None) -> Attempt | Outcome:
+    attempt = body.attempt
+    if fence.state is not State.MOVED and (fence.is_unknown or not _tells_of_the_step(error)):
         settled = _settle(attempt, fence)
         if settled is not None:
             return settled
     if error is not None and _ends_process(attempt, error):
         raise error
-    if fence.moved:
-        return _moved_on(attempt, fence)
-    attempt = dataclasses.replace(attempt, claim=fence.claim, is_encoded=True)
+    if fence.state is State.MOVED:
+        assert fence.sent is not None
+        return attempt.after(fence.claim, fence.sent.move)
+    attempt = dataclasses.replace(attempt, claim=fence.claim)
     if error is None or isinstance(error, ClaimLost):
         error = TransactionDoomedError("The commit came back, and nothing was committed.")
-    return _after_error(attempt, error)
+    return _after_error(attempt, error, asked=fence.asked_to_repeat, secrets=secrets_in(body.data))
 
 
 def _tells_of_the_step(error: BaseException | None) -> bool:
     # Another process's write of the run's row shows as an error of the database, too.
-    lost = error is None or isinstance(error, ClaimLost)
-    return not lost and not is_transient(t.cast(BaseException, error))
+    return error is not None and not isinstance(error, ClaimLost) and not is_free(error)
 
 
 # The body, and its commit
@@ -142,59 +142,56 @@ def _tells_of_the_step(error: BaseException | None) -> bool:
 class _Body:
     """The step of an attempt while it is performed, with its data."""
 
-    def __init__(self, attempt: Attempt, data: dict[str, t.Any]) -> None:
+    def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
         self.step: t.Any = None
-        self._data = data
+        self._data: dict[str, t.Any] = {}
 
     @property
     def data(self) -> t.Any:
         return self._data if self.step is None else self.step.data
 
+    def load(self) -> None:
+        """Decode the data of the claim."""
+        try:
+            self._data = decode_text(self.attempt.claim.data)
+        except ValueError as error:
+            problem = f"is stored as something else than JSON ({error}); correct the row"
+            raise DataError("data", problem) from error
+
     def run(self) -> Move:
-        """Perform the step, and give the move that follows."""
+        """Perform the step, and return the move that follows."""
         attempt, claim = self.attempt, self.attempt.claim
         info = RunInfo(claim.id, claim.uid, claim.sequence, claim.key, claim.created_at)
         self.step = attempt.step.cls._prepare(info, self._data, claim.attempt)
         try:
             self.step._check_end(attempt.runtime.app.ensure_sync(self.step.perform)())
         except FinishInterrupt:
-            return functools.partial(moves.finish, label=attempt.runtime.label)
-        return self._next_move()
-
-    def _next_move(self) -> Move:
-        attempt = self.attempt
-        label, following = attempt.runtime.label, attempt.next_step
-        if following is None:
-            return functools.partial(moves.finish, label=label)
-        queue = attempt.runtime.queue_of(following.options, attempt.claim.options)
-        return functools.partial(
-            moves.advance, step=following.name, queue=queue, label=label, hold=attempt.can_hold
-        )
+            return moves.finish(label=attempt.runtime.label)
+        return attempt.next_move
 
 
 def _perform(body: _Body, fence: Fence) -> BaseException | None:
-    """Perform the step in an app context of its own, and give the exception that ended it."""
-    ended, error = False, None
+    """Perform the step in an app context of its own, and return the exception that ended it."""
+    error: BaseException | None = None
     try:
         with own_context(body.attempt.runtime):
             error = _perform_in_context(body, fence)
-            ended = True
     except BaseException as late:
-        if not ended or (error is None and not isinstance(late, Exception)):
-            return late
-        name = body.attempt.step.name
-        logger.exception("After step %s: an error in the application's teardown", name)
+        return late if error is None else error
     return error
 
 
 def _perform_in_context(body: _Body, fence: Fence) -> BaseException | None:
     session = body.attempt.runtime.db.session
-    with fenced(fence):
+    with fenced(fence) as doors:
         try:
-            fence.move = body.run()
-            fence.commit()
+            body.load()
+            move = body.run()
+            _end_if_forked(body.attempt)
+            doors.commit(move)
         except BaseException as error:
+            _end_if_forked(body.attempt)
             if isinstance(error, MemoryError):
                 # What filled the memory may stand in the step's variables, and the rest needs some.
                 traceback.clear_frames(error.__traceback__)
@@ -204,97 +201,121 @@ def _perform_in_context(body: _Body, fence: Fence) -> BaseException | None:
     return None
 
 
+def _end_if_forked(attempt: Attempt) -> None:
+    # A process that the step has forked would go on as a second one of its worker.
+    if not attempt.claim.is_mine:
+        os._exit(_FORKED)
+
+
 # What came of it
 
 
-def _moved_on(attempt: Attempt, fence: Fence) -> Attempt | Outcome:
-    made = t.cast("functools.partial[bool]", fence.move)
-    if made.func is moves.finish:
-        return Outcome(status=Status.FINISHED)
-    following = attempt.next_step
-    assert following is not None
-    if made.keywords["hold"]:
-        return attempt.held_on(fence.claim, following)
-    # Passing, the fence has counted the version up already.
-    nudge = attempt.runtime.nudge(fence.claim, following.options, step=following.name)
-    return Outcome(status=Status.WAITING, nudge=nudge)
-
-
 def _settle(attempt: Attempt, fence: Fence) -> Outcome | None:
-    """Read afresh what became of the claim; None: it is still ours, and the fence knows it."""
+    """Read what became of the claim; None: it is still ours, and the fence knows it."""
     claim = fence.claim
     row = read_row(attempt.runtime, claim.id)
     if row is None:
         return Outcome(status=Status.FINISHED)
+    if fence.is_unknown:
+        assert fence.sent is not None
+        if fence.sent.move.went_through(claim, row):
+            fence.settle(went_through=True)
+            return None
     if row.version == claim.version and holds(claim, row):
-        return None
-    if fence.unknown and row.version == claim.version + 1 and _went_through(fence, row):
-        fence.passed()
+        if fence.is_unknown:
+            fence.settle(went_through=False)
         return None
     logger.info("%s is no longer held by this process", attempt.place)
     return LEFT_ALONE
 
 
-def _went_through(fence: Fence, row: Row) -> bool:
-    if not fence.carries_move:
-        return holds(fence.claim, row)
-    made = t.cast("functools.partial[bool]", fence.move)
-    if made.func is moves.finish:
-        return row.status is Status.FINISHED
-    # A run that somebody took over, or cancelled, has not got to the next step.
-    status = Status.RUNNING if made.keywords["hold"] else Status.WAITING
-    return bool((row.step, row.status) == (made.keywords["step"], status))
-
-
 def _ends_process(attempt: Attempt, error: BaseException) -> bool:
-    ctrl_c = isinstance(error, KeyboardInterrupt) and not attempt.runtime.in_worker
+    ctrl_c = isinstance(error, KeyboardInterrupt) and attempt.runtime.worker is None
     return ctrl_c or _is_killed(attempt, error) or attempt.is_shutdown(error)
 
 
 def _is_killed(attempt: Attempt, error: BaseException) -> bool:
     # By this the pool's signal is known, which is followed by SIGKILL a tenth of a second later.
     killed = isinstance(error, SystemExit) and error.code in _TERMINATED
-    return killed and attempt.runtime.in_worker
+    return killed and attempt.runtime.worker is not None
 
 
-def _after_error(attempt: Attempt, error: BaseException) -> Attempt | Outcome:
-    # What failed first, and was swallowed, may have been a deadlock: a few fresh tries tell.
-    doomed = isinstance(error, TransactionDoomedError) or is_after_failure(error)
-    if (doomed or is_transient(error)) and attempt.tries < FRESH_TRIES:
-        pause(attempt.tries)
-        return attempt.again()
-    if is_transient(error):
-        return _handed_back(attempt, error)
-    return _failed(attempt, error)
+def _after_error(
+    attempt: Attempt, error: BaseException, *, asked: bool, secrets: t.Collection[str]
+) -> Attempt | Outcome:
+    """Begin the step again where the database asks for it, a bounded number of times; or fail it.
+
+    First at once, then after growing pauses. Where nothing was seen but that the transaction could
+    not be committed, one more try tells.
+    """
+    is_doomed = isinstance(error, TransactionDoomedError) or is_after_failure(error)
+    if is_free(error) or is_doomed:
+        claim, most = attempt.claim, FRESH_TRIES if asked or is_free(error) else 1
+        if claim.waits == 0 and attempt.tries < most:
+            pause(attempt.tries)
+            return attempt.again()
+        if is_free(error) and claim.waits < attempt.runtime.settings.max_crashes:
+            return _wait(attempt, error, secrets)
+    return _failed(attempt, error, secrets)
 
 
-def _handed_back(attempt: Attempt, error: BaseException) -> Outcome:
-    delay = attempt.runtime.settings.lease_seconds / 10 * random.uniform(0.8, 1.2)
-    text = one_line(error)
-    logger.warning("%s has to wait for the database: %s", attempt.place, text)
-    moved = move(attempt, moves.hand_back, delay=delay, error=text)
-    return _reported(attempt, moved, Status.WAITING, delay=delay)
+def _wait(attempt: Attempt, error: BaseException, secrets: t.Collection[str]) -> Attempt | Outcome:
+    claim, lease = attempt.claim, attempt.runtime.settings.lease_seconds
+    delay = min(lease / 10 * 2**claim.waits, LONGEST_WAIT) * random.uniform(0.8, 1.2)
+    logger.warning("%s has to wait for the database: %s", attempt.place, one_line(error))
+    return _store(
+        attempt,
+        failure_of(error, secrets),
+        lambda kept: moves.hand_back(claim, delay=delay, error=kept.error, waits=1),
+    )
 
 
-def _failed(attempt: Attempt, error: BaseException) -> Outcome:
+def _failed(
+    attempt: Attempt, error: BaseException, secrets: t.Collection[str]
+) -> Attempt | Outcome:
     """Keep what ended the step, and try it again by its policy, or fail the run."""
     cause, delay = _judge(attempt, error)
-    label = attempt.runtime.label
-    text, traceback = one_line(cause), t.cast("str | None", long_text(cause))
+    failure, label = failure_of(cause, secrets), attempt.runtime.label
     if isinstance(error, FailInterrupt):
-        text, traceback = sentence(error.reason) or "self.fail()", None
-    kept = {"error": text, "traceback": traceback, "label": label}
+        failure = Failure(sentence(error.reason, secrets) or "self.fail()")
     if delay is None:
-        logger.error("%s failed: %s", attempt.place, text)
-        moved = move(attempt, moves.fail, **kept)
-        return _reported(attempt, moved, Status.FAILED, error=cause)
-    logger.warning("%s is retried in %.1f s: %s", attempt.place, delay, text)
-    moved = move(attempt, moves.reschedule, delay=delay, **kept)
-    return _reported(attempt, moved, Status.WAITING, delay=delay)
+        logger.error("%s failed: %s", attempt.place, failure.error)
+        return _store(attempt, failure, lambda kept: moves.fail(kept, label=label), cause)
+    logger.warning("%s is retried in %.1f s: %s", attempt.place, delay, failure.error)
+    return _store(
+        attempt,
+        failure,
+        lambda kept: moves.reschedule(attempt.claim, kept, delay=delay, label=label),
+    )
+
+
+def _store(
+    attempt: Attempt,
+    failure: Failure,
+    make: t.Callable[[Failure], Move],
+    error: BaseException | None = None,
+) -> Attempt | Outcome:
+    """Make a move that keeps a failure: as it is, in ASCII, or at last its type alone.
+
+    :raises Exception: What the database answered to the last.
+    """
+    name = failure.in_ascii().error.partition(":")[0]
+    for kept in (failure, failure.in_ascii(), Failure(name)):
+        move = make(kept)
+        try:
+            moved = make_move(attempt.runtime, attempt.claim, move)
+        except Exception as refusal:
+            refused = refusal
+            continue
+        if moved:
+            return attempt.after(attempt.claim.moved(), move, error)
+        logger.info("%s is no longer held by this process", attempt.place)
+        return LEFT_ALONE
+    raise refused
 
 
 def _judge(attempt: Attempt, error: BaseException) -> tuple[BaseException, float | None]:
-    """Give what is to be kept of an error, and the delay of the next try; None: it has failed."""
+    """Return what is to be kept of an error, and the delay of the next try; None: it has failed."""
     policy = attempt.step.options.retry
     limit, retries = attempt.runtime.settings.max_retries, attempt.claim.retries
     if isinstance(error, RetryInterrupt):
@@ -312,19 +333,3 @@ def _is_retried(policy: RetryPolicy, error: BaseException) -> bool:
     return policy.covers(error) or (
         Exception in policy.autoretry_for and not isinstance(error, policy.dont_autoretry_for)
     )
-
-
-def _reported(
-    attempt: Attempt,
-    moved: bool,
-    status: Status,
-    *,
-    delay: float = 0.0,
-    error: BaseException | None = None,
-) -> Outcome:
-    if not moved:
-        logger.info("%s is no longer held by this process", attempt.place)
-        return LEFT_ALONE
-    if status is Status.FAILED:
-        return Outcome(status=status, error=error)
-    return Outcome(status=status, nudge=attempt.nudge(attempt.step, delay))

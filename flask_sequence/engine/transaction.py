@@ -13,7 +13,8 @@ from ..rows import reads
 from ..rows.models import SequenceRun
 from ..rows.readonly import hide_parameters, name_missing_tables, refuse_writes
 from ..runtime import Nudge, Runtime, current_runtime
-from .sessions import connection_of, identity_of
+from .connections import connection_of
+from .contexts import identity_of
 from .waiting import LockWaits
 
 

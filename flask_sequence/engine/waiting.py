@@ -14,7 +14,7 @@ from ..rows.dialects import is_memory, is_mysql
 from ..rows.driver_errors import is_deadlock, is_lock_timeout
 from ..rows.locks import bounded_lock_wait
 from ..runtime import Runtime
-from .sessions import bind_of, connection_of, fresh_read
+from .connections import bind_of, connection_of, fresh_read
 
 LOCK_SECONDS = 10.0
 """How long a call waits in all for locks of other transactions."""

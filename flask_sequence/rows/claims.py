@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import typing as t
 import uuid
 
@@ -27,13 +28,14 @@ class Claim(t.NamedTuple):
     uid: uuid.UUID
     sequence: str
     step: str
-    text: str
-    """The data, as JSON: where they cannot be read, the step fails, not the claim."""
+    data: str
+    """The data, as JSON: where it cannot be read, the step fails, not the claim."""
     key: str | None
     options: t.Mapping[str, t.Any] | None
     attempt: int
     retries: int
     crashes: int
+    waits: int
     version: int
     worker_id: str | None
     pid: int | None
@@ -41,6 +43,15 @@ class Claim(t.NamedTuple):
     step_started_at: datetime.datetime
     now: datetime.datetime
     """The database's clock when the row was read."""
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether it was made by this process, and not by one that it has been forked from."""
+        return self.pid == os.getpid()
+
+    def moved(self) -> Claim:
+        """Return the claim as of a move that was made for it."""
+        return self._replace(version=self.version + 1)
 
     @property
     def held_seconds(self) -> float:
@@ -90,7 +101,7 @@ def readable_options(text: str | None) -> dict[str, t.Any] | None:
 
 _COMPUTED: dict[str, sa.ColumnElement[t.Any]] = {
     "now": clock().label("now"),
-    "text": plain_text(runs.c.data).label("text"),
+    "data": plain_text(runs.c.data).label("data"),
 }
 CLAIM_COLUMNS: tuple[sa.ColumnElement[t.Any], ...] = tuple(
     _COMPUTED[name] if name in _COMPUTED else runs.c[name] for name in Claim._fields

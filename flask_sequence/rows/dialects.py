@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import typing as t
-import weakref
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
@@ -105,61 +104,6 @@ def _later_sqlite(element: _Later, compiler: t.Any, **kw: t.Any) -> str:
     micros = compiler.process(element.clauses, **kw)
     shift = f"printf('%+.3f seconds', {micros} / 1000000.0)"
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {shift})"
-
-
-class Prepared:
-    """A statement that returns no rows, compiled once for each dialect: it is sent as text.
-
-    :param statement: The statement.
-    """
-
-    def __init__(self, statement: sa.Insert | sa.Update) -> None:
-        self._statement = statement
-        self._compiled: weakref.WeakKeyDictionary[t.Any, _Compiled] = weakref.WeakKeyDictionary()
-
-    def send(
-        self, connection: sa.Connection, values: t.Mapping[str, t.Any]
-    ) -> sa.CursorResult[t.Any]:
-        """Send it.
-
-        :param connection: Where to.
-        :param values: The values of its parameters.
-        """
-        if connection.get_execution_options().get("schema_translate_map"):
-            return connection.execute(self._statement, values)  # its text is not always the same
-        compiled = self._compiled.get(connection.dialect)
-        if compiled is None:
-            compiled = _compile(self._statement, connection.dialect)
-            self._compiled[connection.dialect] = compiled
-        return connection.exec_driver_sql(compiled.text, compiled.parameters(values))
-
-
-class _Compiled(t.NamedTuple):
-    text: str
-    names: tuple[str, ...]
-    """Its parameters; where they have no names, in their order."""
-    processors: tuple[tuple[str, t.Callable[[t.Any], t.Any]], ...]
-    positional: bool
-
-    def parameters(self, values: t.Mapping[str, t.Any]) -> t.Any:
-        sent = dict(values)
-        for name, process in self.processors:
-            sent[name] = process(sent[name])
-        return tuple(sent[name] for name in self.names) if self.positional else sent
-
-
-def _compile(statement: sa.Insert | sa.Update, dialect: sa.Dialect) -> _Compiled:
-    compiled: t.Any = statement.compile(dialect=dialect)
-    processors = {
-        name: parameter.type.dialect_impl(dialect).bind_processor(dialect)
-        for parameter, name in compiled.bind_names.items()
-    }
-    return _Compiled(
-        text=compiled.string,
-        names=tuple(compiled.positiontup or processors),
-        processors=tuple((name, process) for name, process in processors.items() if process),
-        positional=bool(compiled.positional),
-    )
 
 
 def by_index(statement: sa.Select[t.Any], table: sa.Table, index: str) -> sa.Select[t.Any]:

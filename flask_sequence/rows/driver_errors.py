@@ -147,6 +147,14 @@ def is_transient(error: BaseException) -> bool:
     return reason_of(error) is not None
 
 
+def is_unheard(error: BaseException) -> bool:
+    """Tell whether the database was not reached, or its answer did not come.
+
+    :param error: What was raised.
+    """
+    return reason_of(error) is Reason.LOST
+
+
 def is_free(error: BaseException) -> bool:
     """Tell whether an error that ended a step may cost the step none of its tries.
 

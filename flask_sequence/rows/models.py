@@ -64,6 +64,8 @@ class SequenceRun(Base):
     """How often the step that it stands at failed and was tried again."""
     crashes: Mapped[int] = mapped_column(sa.INTEGER(), default=0)
     """How often a process ended in it since it last made progress."""
+    waits: Mapped[int] = mapped_column(sa.INTEGER(), default=0)
+    """How often it was handed back since it last made progress, to wait for the database."""
     version: Mapped[int] = mapped_column(sa.BIGINT(), default=0)
     worker_id: Mapped[str | None] = mapped_column(name_type(32))
     pid: Mapped[int | None] = mapped_column(sa.INTEGER())

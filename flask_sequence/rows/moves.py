@@ -1,17 +1,30 @@
-"""Every move of a run, one function each. Nothing here commits."""
+"""Every move of a run: of one that a process holds as a value, of any other as a function.
+
+Nothing here commits.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import typing as t
 
 import sqlalchemy as sa
 
+from ..failures import Failure
 from ..status import ACTIVE, MOVES, Status, StepStatus
-from .claims import CLAIM_COLUMNS, Claim, Held
+from .claims import CLAIM_COLUMNS, Claim, Held, Row
 from .dialects import clock, moment, unindexed
 from .models import EMPTIED, FORMAT, runs
-from .statements import NOW, UPDATE_BY_ID, History, In, move_held, status_text
+from .statements import (
+    NOW,
+    UPDATE_BY_ID,
+    History,
+    In,
+    move_held,
+    move_held_and_commit,
+    status_unindexed,
+)
 
 _HANDED_BACK: dict[str, t.Any] = {"worker_id": None, "pid": None, "step_started_at": None}
 
@@ -101,7 +114,7 @@ def _claiming(*, ignore_due: bool, returning: bool, checked: tuple[str, ...]) ->
     statement = UPDATE_BY_ID.where(
         runs.c.id == sa.bindparam("run"),
         runs.c.version == sa.bindparam("held"),
-        status_text == Status.WAITING,
+        status_unindexed == Status.WAITING,
         runs.c.format.between(EMPTIED + 1, FORMAT),
         runs.c.due_at.is_not(None) if ignore_due else runs.c.due_at <= clock(),
     ).values(
@@ -127,111 +140,180 @@ def _claimed() -> sa.Select[t.Any]:
     return sa.select(*CLAIM_COLUMNS).where(runs.c.id == sa.bindparam("run"))
 
 
-def checkpoint(connection: sa.Connection, claim: Claim, data: str | None) -> bool:
-    """running -> running, in the middle of a step.
+# Of a run that a process holds
 
-    :param data: The encoded data, or None if they did not change.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Move:
+    """A change of a run that a process holds, as a value: what is to be set, and what follows.
+
+    :param target: The status that follows.
+    :param values: What else changes, by column.
+    :param step: The step at which the run is afterwards; None: the same one.
+    :param history: What the history is told of the attempt that ends with it; None: the attempt
+        goes on, or does not count.
     """
-    progress = {} if data is None else {"data": data, "crashes": 0}
-    return move_held(connection, claim, Status.RUNNING, progress)
+
+    target: Status
+    values: t.Mapping[str, t.Any]
+    step: str | None = None
+    history: History | None = None
+
+    def __post_init__(self) -> None:
+        assert self.target in MOVES[Status.RUNNING]
+
+    @property
+    def ends_step(self) -> bool:
+        """Whether the step is finished with it, so that it is the last commit of the attempt."""
+        return self.history is not None and self.history.status is StepStatus.FINISHED
+
+    @property
+    def delay(self) -> float:
+        """Seconds until the run is due, where it waits then."""
+        due_at = self.values.get("due_at")
+        return due_at.seconds if isinstance(due_at, In) else 0.0
+
+    def went_through(self, claim: Claim, row: Row) -> bool:
+        """Tell by a row whether it is this move that has followed on a claim.
+
+        A run that somebody took over, or cancelled, is at another step or has another status.
+
+        :param claim: The claim for which it was made.
+        :param row: Where the run is now.
+        """
+        holder = (claim.worker_id, claim.pid) if self.target is Status.RUNNING else (None, None)
+        expected = (claim.version + 1, self.target, self.step or claim.step, *holder)
+        return expected == (row.version, row.status, row.step, row.worker_id, row.pid)
 
 
-def advance(
-    connection: sa.Connection,
-    claim: Claim,
-    data: str | None,
-    *,
-    step: str,
-    queue: str,
-    label: str,
-    hold: bool = False,
-) -> bool:
-    """running -> waiting for the next step, or running -> running at it within a burst.
+PROGRESS: dict[str, t.Any] = {"crashes": 0, "waits": 0}
+"""What begins to count again with each progress."""
 
-    :param data: The encoded data, or None if they did not change.
-    :param step: The name of the next step.
+CHECKPOINT = Move(target=Status.RUNNING, values={})
+"""running -> running, in the middle of a step."""
+
+
+def advance(step: str, *, queue: str, label: str) -> Move:
+    """running -> waiting for the next step.
+
+    :param step: Its name.
     :param queue: Its queue.
     :param label: The host and process, for the history.
-    :param hold: Whether the process goes on with the next step itself.
     """
-    values = {**_data(data), "step": step, "retries": 0, "crashes": 0, "error": None}
-    if hold:
-        target, more = Status.RUNNING, {"attempt": 1, "step_started_at": NOW}
-    else:
-        again = {"attempt": 0, "queue": queue, "due_at": NOW, "published_at": NOW}
-        target, more = Status.WAITING, {**_HANDED_BACK, **again}
-    history = History(StepStatus.FINISHED, label)
-    return move_held(connection, claim, target, {**values, **more}, history)
+    again = {"attempt": 0, "queue": queue, "due_at": NOW, "published_at": NOW}
+    values = {**_HANDED_BACK, "retries": 0, **PROGRESS, "error": None, **again}
+    return Move(target=Status.WAITING, step=step, values=values, history=_finished(label))
 
 
-def finish(connection: sa.Connection, claim: Claim, data: str | None, *, label: str) -> bool:
+def hold(step: str, *, label: str) -> Move:
+    """running -> running at the next step, which the same process goes on with.
+
+    :param step: Its name.
+    :param label: The host and process, for the history.
+    """
+    values = {"retries": 0, **PROGRESS, "error": None, "attempt": 1, "step_started_at": NOW}
+    return Move(target=Status.RUNNING, step=step, values=values, history=_finished(label))
+
+
+def finish(*, label: str) -> Move:
     """running -> finished."""
-    ended = {"active_key": None, "error": None, "finished_at": NOW}
-    values = {**_data(data), **_HANDED_BACK, **ended}
-    history = History(StepStatus.FINISHED, label)
-    return move_held(connection, claim, Status.FINISHED, values, history)
+    values = {**_HANDED_BACK, "active_key": None, "error": None, "finished_at": NOW}
+    return Move(target=Status.FINISHED, values=values, history=_finished(label))
 
 
-def reschedule(
-    connection: sa.Connection,
-    claim: Claim,
-    *,
-    delay: float,
-    error: str,
-    traceback: str | None,
-    label: str,
-) -> bool:
+def reschedule(claim: Claim, failure: Failure, *, delay: float, label: str) -> Move:
     """running -> waiting for another try at the same step, after it failed.
 
     :param delay: Seconds until then.
     """
-    values = {**_HANDED_BACK, **_due(delay), "retries": claim.retries + 1, "error": error}
-    history = History(StepStatus.RETRY, label, error, traceback)
-    return move_held(connection, claim, Status.WAITING, values, history)
+    again = {"retries": claim.retries + 1, "error": failure.error}
+    values = {**_HANDED_BACK, **_due(delay), **again}
+    history = History(StepStatus.RETRY, label, failure.error, failure.traceback)
+    return Move(target=Status.WAITING, values=values, history=history)
 
 
-def hand_back(connection: sa.Connection, claim: Claim, *, delay: float, error: str) -> bool:
+def hand_back(claim: Claim, *, delay: float, error: str, waits: int = 0) -> Move:
     """running -> waiting for another try at the same step, through no fault of the step.
 
     :param delay: Seconds until then.
+    :param waits: By how much the times count on that the step had to wait for the database.
     """
-    values = {**_HANDED_BACK, **_due(delay), "error": error}
-    return move_held(connection, claim, Status.WAITING, values)
+    values = {**_HANDED_BACK, **_due(delay), "error": error, "waits": claim.waits + waits}
+    return Move(target=Status.WAITING, values=values)
 
 
-def fail(
-    connection: sa.Connection, claim: Claim, *, error: str, traceback: str | None, label: str
-) -> bool:
+def fail(failure: Failure, *, label: str) -> Move:
     """running -> failed."""
-    history = History(StepStatus.FAILED, label, error, traceback)
-    return move_held(connection, claim, Status.FAILED, {**_HANDED_BACK, "error": error}, history)
+    history = History(StepStatus.FAILED, label, failure.error, failure.traceback)
+    values = {**_HANDED_BACK, "error": failure.error}
+    return Move(target=Status.FAILED, values=values, history=history)
 
 
-def crash(
-    connection: sa.Connection, claim: Claim | Held, *, delay: float | None, error: str, label: str
-) -> bool:
+def crash(claim: Claim | Held, *, delay: float | None, error: str, label: str) -> Move:
     """running -> waiting for another try, or running -> failed, after its process ended.
 
     :param delay: Seconds until the next try; None: it has crashed too often.
     """
-    target = Status.FAILED if delay is None else Status.WAITING
     due = {} if delay is None else _due(delay)
-    values = {**_HANDED_BACK, **due, "crashes": claim.crashes + 1, "error": error}
-    history = History(StepStatus.CRASHED, label, error)
-    return move_held(connection, claim, target, values, history)
+    return Move(
+        target=Status.FAILED if delay is None else Status.WAITING,
+        values={**_HANDED_BACK, **due, "crashes": claim.crashes + 1, "error": error},
+        history=History(StepStatus.CRASHED, label, error),
+    )
+
+
+def make(
+    connection: sa.Connection, claim: Claim | Held, move: Move, data: str | None = None
+) -> bool:
+    """Make a move.
+
+    :param connection: Where to.
+    :param claim: The claim, of the current version.
+    :param move: The move.
+    :param data: The encoded data, or None if they did not change.
+    :return: Whether the version was still the run's.
+    """
+    return move_held(connection, claim, move.target, _all_values(move, data), move.history)
+
+
+def make_and_commit(
+    connection: sa.Connection, claim: Claim, move: Move, data: str | None = None
+) -> bool:
+    """Make a move and commit its transaction, in one message: see ``can_commit_along``.
+
+    :return: Whether the version was still the run's; else nothing is committed.
+    """
+    values = _all_values(move, data)
+    return move_held_and_commit(connection, claim, move.target, values, move.history)
+
+
+def _all_values(move: Move, data: str | None) -> dict[str, t.Any]:
+    values = dict(move.values) if move.step is None else {**move.values, "step": move.step}
+    return values if data is None else {**PROGRESS, **values, "data": data}
+
+
+def _finished(label: str) -> History:
+    return History(StepStatus.FINISHED, label)
+
+
+def _due(delay: float) -> dict[str, t.Any]:
+    return {"due_at": In(delay), "published_at": NOW}
+
+
+# Of any run
 
 
 def revive(connection: sa.Connection, run_id: int, version: int) -> bool:
     """failed -> waiting, at the failed step."""
     statement = _moving(run_id, version, Status.FAILED, Status.WAITING).values(
-        retries=0, crashes=0, due_at=clock(), published_at=clock()
+        retries=0, **PROGRESS, due_at=clock(), published_at=clock()
     )
     return _moved(connection, statement)
 
 
 def cancel(connection: sa.Connection, run_id: int) -> bool:
     """(any that is not final) -> cancelled."""
-    statement = UPDATE_BY_ID.where(runs.c.id == run_id, status_text.in_(ACTIVE)).values(
+    statement = UPDATE_BY_ID.where(runs.c.id == run_id, status_unindexed.in_(ACTIVE)).values(
         **_HANDED_BACK,
         status=Status.CANCELLED,
         version=runs.c.version + 1,
@@ -246,7 +328,7 @@ def cancel(connection: sa.Connection, run_id: int) -> bool:
 def redirect(connection: sa.Connection, run_id: int, version: int, *, queue: str) -> bool:
     """waiting -> waiting in another queue, for a nudge that goes where the step is performed."""
     statement = UPDATE_BY_ID.where(
-        runs.c.id == run_id, runs.c.version == version, status_text == Status.WAITING
+        runs.c.id == run_id, runs.c.version == version, status_unindexed == Status.WAITING
     ).values(queue=queue, version=version + 1, published_at=clock(), updated_at=clock())
     return _moved(connection, statement)
 
@@ -282,7 +364,7 @@ def unblock(connection: sa.Connection, run_ids: t.Collection[int]) -> int:
 def _moving(run_id: int, version: int, source: Status, target: Status) -> sa.Update:
     assert target in MOVES[source]
     return UPDATE_BY_ID.where(
-        runs.c.id == run_id, runs.c.version == version, status_text == source
+        runs.c.id == run_id, runs.c.version == version, status_unindexed == source
     ).values(status=target, version=version + 1, updated_at=clock())
 
 
@@ -295,18 +377,10 @@ def _move_many(
     **values: t.Any,
 ) -> int:
     assert target in MOVES[source]
-    moved = UPDATE_BY_ID.where(runs.c.id.in_(run_ids), status_text == source, where).values(
+    moved = UPDATE_BY_ID.where(runs.c.id.in_(run_ids), status_unindexed == source, where).values(
         status=target, version=runs.c.version + 1, updated_at=clock(), **values
     )
     return connection.execute(moved).rowcount
-
-
-def _data(data: str | None) -> dict[str, t.Any]:
-    return {} if data is None else {"data": data}
-
-
-def _due(delay: float) -> dict[str, t.Any]:
-    return {"due_at": In(delay), "published_at": NOW}
 
 
 def _moved(connection: sa.Connection, statement: sa.Update) -> bool:
@@ -316,7 +390,7 @@ def _moved(connection: sa.Connection, statement: sa.Update) -> bool:
 def mark_published(connection: sa.Connection, run_ids: t.Collection[int]) -> None:
     """Note that nudges for these runs are about to be sent."""
     connection.execute(
-        UPDATE_BY_ID.where(runs.c.id.in_(run_ids), status_text == Status.WAITING).values(
+        UPDATE_BY_ID.where(runs.c.id.in_(run_ids), status_unindexed == Status.WAITING).values(
             published_at=clock()
         )
     )

@@ -7,10 +7,11 @@ import typing as t
 
 import sqlalchemy as sa
 
-from ..status import MOVES, Status, StepStatus
+from ..status import Status, StepStatus
 from .claims import Claim, Held
-from .dialects import Prepared, by_primary_key, clock, later, unindexed
+from .dialects import by_primary_key, clock, later, unindexed
 from .models import runs, step_runs
+from .prepared import Prepared, commit_along
 
 
 class In(t.NamedTuple):
@@ -40,7 +41,7 @@ class History(t.NamedTuple):
 UPDATE_BY_ID: sa.Update = by_primary_key(sa.update(runs))
 """An update of runs by their ids."""
 
-status_text: t.Any = unindexed(runs.c.status)
+status_unindexed: t.Any = unindexed(runs.c.status)
 """The status, to be compared in an update by ids."""
 
 
@@ -62,29 +63,52 @@ def move_held(
     :param history: What the history is told; None: the attempt goes on, or does not count.
     :return: Whether the version was still the run's.
     """
-    assert target in MOVES[Status.RUNNING]
-    form, change = _split(values)
-    change |= {"run": claim.id, "held": claim.version, "target": target}
+    form, change = _change(claim, target, values)
     if history is None:
         return _update(form).send(connection, change).rowcount == 1
-    told_form, told = _split(
-        {
-            "step": claim.step,
-            "attempt": claim.attempt,
-            "started_at": claim.step_started_at,
-            "status": history.status,
-            "worker": history.label,
-            "error": history.error,
-            "traceback": history.traceback,
-        },
-        prefix="told_",
-    )
+    told_form, told = _told(claim, history)
     if connection.dialect.name == "postgresql":
         return _update_and_tell(form, told_form).send(connection, change | told).rowcount == 1
     if _update(form).send(connection, change).rowcount != 1:
         return False
     _tell(told_form).send(connection, {"run": claim.id, **told})
     return True
+
+
+def move_held_and_commit(
+    connection: sa.Connection,
+    claim: Claim,
+    target: Status,
+    values: t.Mapping[str, t.Any],
+    history: History | None,
+) -> bool:
+    """Do the same as ``move_held``, and commit, in one message; only where the claim still holds.
+
+    :return: Whether it did; else nothing is committed.
+    """
+    form, change = _change(claim, target, values)
+    told_form, told = (None, {}) if history is None else _told(claim, history)
+    return commit_along(connection, _update_or_fail(form, told_form), change | told)
+
+
+def _change(
+    claim: Claim | Held, target: Status, values: t.Mapping[str, t.Any]
+) -> tuple[Form, dict[str, t.Any]]:
+    form, change = _split(values)
+    return form, change | {"run": claim.id, "held": claim.version, "target": target}
+
+
+def _told(claim: Claim | Held, history: History) -> tuple[Form, dict[str, t.Any]]:
+    told = {
+        "step": claim.step,
+        "attempt": claim.attempt,
+        "started_at": claim.step_started_at,
+        "status": history.status,
+        "worker": history.label,
+        "error": history.error,
+        "traceback": history.traceback,
+    }
+    return _split(told, prefix="told_")
 
 
 def _split(values: t.Mapping[str, t.Any], prefix: str = "to_") -> tuple[Form, dict[str, t.Any]]:
@@ -117,7 +141,7 @@ def _updating(form: Form) -> sa.Update:
     return UPDATE_BY_ID.where(
         runs.c.id == sa.bindparam("run"),
         runs.c.version == sa.bindparam("held"),
-        status_text == sa.literal_column(f"'{Status.RUNNING}'"),
+        status_unindexed == sa.literal_column(f"'{Status.RUNNING}'"),
     ).values(
         {
             "status": sa.bindparam("target", type_=runs.c.status.type),
@@ -148,12 +172,22 @@ def _tell(form: Form) -> Prepared:
 @functools.cache
 def _update_and_tell(form: Form, told_form: Form) -> Prepared:
     moved = _updating(form).returning(runs.c.id).cte("moved")
-    told = _telling(told_form)
     return Prepared(
-        sa.insert(step_runs)
-        .from_select(
-            ["run_id", *told], sa.select(moved.c.id, *told.values()), include_defaults=False
-        )
-        .add_cte(moved)
-        .execution_options(preserve_rowcount=True)
+        _inserting(moved, told_form).add_cte(moved).execution_options(preserve_rowcount=True)
     )
+
+
+@functools.cache
+def _update_or_fail(form: Form, told_form: Form | None) -> Prepared:
+    # Where nothing was updated it divides by zero: what is sent behind it is not executed then.
+    moved = _updating(form).returning(runs.c.id).cte("moved")
+    statement: sa.Select[t.Any] = sa.select(sa.literal_column("1 / count(*)")).select_from(moved)
+    if told_form is not None:
+        statement = statement.add_cte(_inserting(moved, told_form).cte("told"))
+    return Prepared(statement)
+
+
+def _inserting(moved: sa.CTE, told_form: Form) -> sa.Insert:
+    told = _telling(told_form)
+    chosen = sa.select(moved.c.id, *told.values())
+    return sa.insert(step_runs).from_select(["run_id", *told], chosen, include_defaults=False)

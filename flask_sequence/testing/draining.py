@@ -5,8 +5,9 @@ from __future__ import annotations
 from flask import Flask
 
 from ..engine import runner
+from ..engine.connections import own_transaction
+from ..engine.contexts import without_session
 from ..engine.retention import delete_if_ended
-from ..engine.sessions import own_transaction, set_aside
 from ..rows import reads
 from ..runtime import Runtime, runtime_of
 
@@ -26,7 +27,7 @@ def drain(app: Flask, *, ignore_due: bool = False, max_steps: int = 1000) -> int
     .. versionadded:: 0.1
     """
     runtime = runtime_of(app)
-    with set_aside(runtime):
+    with without_session(runtime):
         return _drain(runtime, ignore_due, max_steps)
 
 

@@ -9,7 +9,8 @@ import time
 import typing as t
 
 from ..broker.publisher import publisher_of
-from ..engine.sessions import bind_of, own_context
+from ..engine.connections import bind_of
+from ..engine.contexts import own_context
 from ..rows.own_connections import OwnConnections, TimeIsUp
 from .forking import no_fork
 

@@ -6,22 +6,24 @@ import atexit
 import contextlib
 import importlib
 import logging
-import mmap
 import os
 import typing as t
 import uuid
 
+from billiard.process import current_process
 from celery import signals
 from celery.concurrency.prefork import TaskPool as Prefork
 from celery.concurrency.solo import TaskPool as Solo
 
 from ..broker.line import keep_alive
 from ..definition.registry import get_sequence, sequence_names
-from ..engine.sessions import KeptConnection, bind_of, own_context
+from ..engine.connections import KeptConnection, bind_of
+from ..engine.contexts import own_context
+from ..engine.in_hand import InHand
 from ..errors import SetupError
 from ..rows.dialects import is_memory, most_connections
 from ..rows.liveness import watch_connections
-from ..runtime import Runtime
+from ..runtime import Runtime, WorkerProcess
 from .duties import RENEW_LEASE
 from .keeper import Keeper
 from .task import known_runtimes, runtime_for
@@ -109,17 +111,15 @@ def _on_init(sender: t.Any, **_: t.Any) -> None:
 def _prepare(runtime: Runtime) -> None:
     import_sequences(runtime)
     with own_context(runtime):
-        runtime.engine = t.cast("Engine", bind_of(runtime))
-        if is_memory(runtime.engine):
+        engine = bind_of(runtime).engine
+        if is_memory(engine):
             raise SetupError(
                 "The database is SQLite in memory, which a worker cannot share with the"
                 " application: use a file, for example sqlite:///app.db."
             )
-        for engine in runtime.db.engines.values():
-            watch_connections(engine)
-    runtime.worker_id = uuid.uuid4().hex
-    runtime.in_worker = True
-    runtime.stop_flag = mmap.mmap(-1, 1)
+        for each in runtime.db.engines.values():
+            watch_connections(each)
+    runtime.worker = WorkerProcess(id=uuid.uuid4().hex, engine=engine, in_hand=InHand())
     _main_pids.add(os.getpid())
 
 
@@ -131,8 +131,10 @@ def _on_process_init(**_: t.Any) -> None:
         with runtime.app.app_context():
             for engine in runtime.db.engines.values():
                 engine.dispose(close=False)  # the parent's connections stay the parent's
-        if runtime.engine is not None and _can_keep(runtime.engine):
-            runtime.kept = KeptConnection(runtime.engine)
+        if runtime.worker is not None:
+            runtime.worker.in_hand.be_child(getattr(current_process(), "index", None))
+            if _can_keep(runtime.worker.engine):
+                runtime.worker.kept = KeptConnection(runtime.worker.engine)
 
 
 def _can_keep(engine: Engine) -> bool:
@@ -144,7 +146,7 @@ def _can_keep(engine: Engine) -> bool:
 @signals.worker_ready.connect(weak=False)
 def _on_ready(sender: t.Any, **_: t.Any) -> None:
     runtime = runtime_for(sender.app)
-    if runtime is None or runtime.worker_id is None:
+    if runtime is None or runtime.worker is None:
         return
     keeper = _keepers[runtime] = Keeper(runtime, sender)
     _warn_of_limits(runtime, keeper, sender.pool)
@@ -165,8 +167,8 @@ def _warn_of_limits(runtime: Runtime, keeper: Keeper, pool: t.Any) -> None:
 
 
 def _warn_of_connections(runtime: Runtime, pool: t.Any, slots: int) -> None:
-    assert runtime.engine is not None
-    most = most_connections(runtime.engine)
+    assert runtime.worker is not None
+    most = most_connections(runtime.worker.engine)
     if isinstance(pool, (Prefork, Solo)) or most is None or slots <= most:
         return
     logger.warning(
@@ -184,8 +186,8 @@ def _warn_of_connections(runtime: Runtime, pool: t.Any, slots: int) -> None:
 def _on_shutting_down(**_: t.Any) -> None:
     if os.getpid() in _main_pids:
         for runtime in known_runtimes():
-            if runtime.stop_flag is not None:
-                runtime.stop_flag[0] = 1
+            if runtime.worker is not None:
+                runtime.worker.stop_flag[0] = 1
 
 
 @signals.worker_shutdown.connect(weak=False)
@@ -198,8 +200,7 @@ def _stop(runtime: Runtime) -> None:
     keeper = _keepers.pop(runtime, None)
     if keeper is not None:
         keeper.stop()
-        runtime.worker_id, runtime.in_worker, runtime.stop_flag = None, False, None
-        runtime.engine = None
+        runtime.worker = None
 
 
 @atexit.register

@@ -14,10 +14,12 @@ import typing as t
 
 import sqlalchemy as sa
 
-from flask_sequence import Step
+from flask_sequence import Status, Step
 from flask_sequence.engine import runner
 from flask_sequence.engine.attempt import Attempt
-from flask_sequence.engine.fence import Fence
+from flask_sequence.engine.doors import Doors
+from flask_sequence.engine.fence import Fence, Way
+from flask_sequence.rows.moves import CHECKPOINT
 from flask_sequence.worker import task
 from tests.crash.sequences import HELD_SECONDS, note
 from tests.support.working import folder
@@ -68,9 +70,9 @@ def install() -> None:
     _wrap(runner, "claim_run", _claim_run)
     _wrap(runner._Body, "run", _run_body)
     _wrap(Step, "_check_end", _check_end)
-    _wrap(Fence, "before_commit", _fence_before_commit)
-    _wrap(Fence, "after_commit", _fence_after_commit)
-    _wrap(Fence, "_move_alone", _fence_move_alone)
+    _wrap(Fence, "let_through", _let_through)
+    _wrap(Fence, "move_alone", _move_alone)
+    _wrap(Doors, "answered", _answered)
     _wrap(task, "publish", _publish)
     sa.event.listen(sa.Engine, "commit", _commit)
 
@@ -105,36 +107,40 @@ def _check_end(check: CallT, *args: t.Any) -> t.Any:
     return check(*args)
 
 
-def _fence_before_commit(before: CallT, fence: Fence, session: t.Any) -> None:
-    before(fence, session)
-    if not session.in_nested_transaction():
-        _here.commits, _here.checkpoint = 0, not fence.carries_move
+def _let_through(let: CallT, fence: Fence, connection: t.Any, way: Way) -> None:
+    _here.checkpoint = fence.move is CHECKPOINT
+    if way is Way.ALONG:  # there is no moment between the move and COMMIT
+        reach(_point("before"), _here.run_id, _here.step)
+        let(fence, connection, way)
+        return
+    let(fence, connection, way)
+    _here.commits = 0
+
+
+def _point(when: str) -> str:
+    return f"{when} a checkpoint" if _here.checkpoint else f"{when} the commit"
 
 
 def _commit(connection: sa.Connection) -> None:
     if _here.commits is None:
         return
-    points = (
-        ("before a checkpoint",) if _here.checkpoint else ("before the commit", "between binds")
-    )
+    points = (_point("before"),) if _here.checkpoint else (_point("before"), "between binds")
     if _here.commits < len(points):
         reach(points[_here.commits], _here.run_id, _here.step)
     _here.commits += 1
 
 
-def _fence_after_commit(after: CallT, fence: Fence, session: t.Any) -> None:
+def _answered(answered: CallT, doors: Doors) -> None:
     _here.commits = None
-    if not session.in_nested_transaction():
-        point = "after a checkpoint" if _here.checkpoint else "after the commit"
-        holds = getattr(fence.move, "keywords", {}).get("hold", False)
-        reach(point, _here.run_id, _here.step, holds=holds)
-    after(fence, session)
+    holds = doors.fence.move.target is Status.RUNNING and not _here.checkpoint
+    reach(_point("after"), _here.run_id, _here.step, holds=holds)
+    answered(doors)
 
 
-def _fence_move_alone(move: CallT, fence: Fence) -> None:
+def _move_alone(move: CallT, fence: Fence) -> None:
     reach("before the commit", _here.run_id, _here.step)
     move(fence)
-    holds = fence.move.keywords.get("hold", False)  # type: ignore[attr-defined]
+    holds = fence.move.target is Status.RUNNING
     reach("after the commit", _here.run_id, _here.step, holds=holds)
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from flask_sequence.engine import attempt, fence, transaction
+from flask_sequence.engine import claiming, doors, patience, runner, transaction
+from flask_sequence.engine.connections import bind_of
+from flask_sequence.engine.doors import Doors
 from flask_sequence.engine.fence import Fence
-from flask_sequence.engine.sessions import bind_of
 from flask_sequence.rows import moves, reads, statements, upkeep
 from flask_sequence.rows.dialects import short_transaction
 from flask_sequence.rows.models import runs
@@ -47,13 +48,13 @@ def no_version(patch: Patch) -> None:
 
 def no_fence_at_checkpoints(patch: Patch) -> None:
     """`db.session.commit()` in a step is a plain commit."""
-    real = Fence.before_commit
+    real = Doors.to_commit
 
-    def before_commit(self: Fence, session: t.Any) -> None:
-        if self.move is not moves.checkpoint:
-            real(self, session)
+    def to_commit(self: Doors, connection: t.Any, **how: t.Any) -> None:
+        if self.fence.move is not moves.CHECKPOINT:
+            real(self, connection, **how)
 
-    patch.setattr(Fence, "before_commit", before_commit)
+    patch.setattr(Doors, "to_commit", to_commit)
 
 
 def no_renewal(patch: Patch) -> None:
@@ -87,17 +88,17 @@ def no_sweep(patch: Patch) -> None:
 
 def data_apart(patch: Patch) -> None:
     """The data are saved right after the step's commit, in one of their own."""
-    real = Fence.after_commit
+    real = Fence.answered
 
-    def after_commit(self: Fence, session: t.Any) -> None:
-        text = self._sent
-        real(self, session)
+    def answered(self: Fence) -> None:
+        sent = self.sent
+        real(self)
         with short_transaction(bind_of(self.runtime)) as connection:
             kept = sa.update(runs).where(runs.c.id == self.claim.id)
-            connection.execute(kept.values(data=text))
+            connection.execute(kept.values(data=sent and sent.data))
 
-    patch.setattr(Fence, "_changed", lambda self, text: None)
-    patch.setattr(Fence, "after_commit", after_commit)
+    patch.setattr(Fence, "_changed", lambda self, sent: None)
+    patch.setattr(Fence, "answered", answered)
 
 
 def published_at_once(patch: Patch) -> None:
@@ -111,12 +112,12 @@ def published_at_once(patch: Patch) -> None:
 
 def no_guard(patch: Patch) -> None:
     """Nobody asks whether the server has dropped writes (MariaDB)."""
-    patch.setattr(fence, "release_guard", lambda connection: True)
+    patch.setattr(doors, "release_guard", lambda connection: True)
 
 
-def no_look_at_the_transaction(patch: Patch) -> None:
-    """Nobody asks whether the transaction is aborted (PostgreSQL)."""
-    patch.setattr(fence, "is_aborted", lambda connection: False)
+def no_move_in_the_transaction(patch: Patch) -> None:
+    """The fence takes it that the move was made (PostgreSQL)."""
+    patch.setattr(moves, "make_and_commit", lambda *args: True)
 
 
 class Row(t.NamedTuple):
@@ -147,7 +148,7 @@ TABLE = [
 DOOMED = "the detection of doomed transactions"
 ON_DATABASES = {
     "mariadb": Row(DOOMED, no_guard, scenarios.dropped_writes, "data"),
-    "postgresql": Row(DOOMED, no_look_at_the_transaction, scenarios.aborted_transaction, "lost"),
+    "postgresql": Row(DOOMED, no_move_in_the_transaction, scenarios.aborted_transaction, "lost"),
 }
 REAL = "the notice of dead children, in a real worker"
 OFF_IN_A_WORKER = """
@@ -194,7 +195,8 @@ def test_each_mechanism_is_needed_on(
 ) -> None:
     stepping: Stepping = request.getfixturevalue(f"{kind}_stepping")
     row = ON_DATABASES[kind]
-    monkeypatch.setattr(attempt, "pause", lambda tries: None)
+    for module in (claiming, patience, runner):
+        monkeypatch.setattr(module, "pause", lambda tries: None)
     if is_off:
         row.switch_off(monkeypatch)
     found = row.check(stepping)

@@ -16,14 +16,22 @@ from flask import Flask
 from sqlalchemy.pool import NullPool
 
 from flask_sequence import SequenceRun, Status, StepStatus
-from flask_sequence.engine import attempt
+from flask_sequence.engine import attempt, patience
 from flask_sequence.engine.attempt import FRESH_TRIES
 from flask_sequence.engine.runner import advance
 from flask_sequence.errors import FailInterrupt
 from flask_sequence.rows import moves
 from flask_sequence.rows.models import runs, step_runs
 from tests.support.application import Effect, db
-from tests.support.stepping import Body, Stepping, make_sequence, make_step, note, note_by_core
+from tests.support.stepping import (
+    Body,
+    Stepping,
+    be_worker,
+    make_sequence,
+    make_step,
+    note,
+    note_by_core,
+)
 from tests.support.waiting import wait_until
 
 RETRY, FAILED = StepStatus.RETRY, StepStatus.FAILED
@@ -246,7 +254,8 @@ def test_an_exception_after_a_swallowed_interrupt(sqlite_stepping: Stepping) -> 
 
 @pytest.mark.parametrize("in_worker", [True, False])
 def test_ctrl_c_in_a_step(sqlite_stepping: Stepping, in_worker: bool) -> None:
-    sqlite_stepping.runtime.in_worker = in_worker
+    if in_worker:
+        be_worker(sqlite_stepping.app)
     run_id = sqlite_stepping.start(raising(KeyboardInterrupt()))
     if in_worker:
         assert sqlite_stepping.advance(run_id).status is Status.WAITING
@@ -290,7 +299,8 @@ def test_a_shutdown_hands_the_run_back(
 def test_a_child_that_its_pool_kills_leaves_the_run_to_the_keeper(
     sqlite_stepping: Stepping, in_worker: bool
 ) -> None:
-    sqlite_stepping.runtime.in_worker = in_worker
+    if in_worker:
+        be_worker(sqlite_stepping.app)
     run_id = sqlite_stepping.start(raising(SystemExit(signal.SIGTERM - 256)))
     if in_worker:
         with pytest.raises(SystemExit):
@@ -353,6 +363,28 @@ def locked() -> sqlite3.OperationalError:
     return error
 
 
+ASK_TO_REPEAT = {
+    "postgresql": "DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40001'; END $$",
+    "mysql": "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213",
+    "mariadb": "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213",
+}
+
+
+def ask_to_repeat(connection: sa.Connection) -> None:
+    """Send a statement to which the database answers that it is to be repeated."""
+    if connection.dialect.name != "sqlite":
+        connection.exec_driver_sql(ASK_TO_REPEAT[connection.dialect.name])
+
+    def fail(*_: t.Any) -> t.NoReturn:
+        raise locked()
+
+    sa.event.listen(connection.engine, "do_execute", fail)
+    try:
+        connection.exec_driver_sql("SELECT 1")
+    finally:
+        sa.event.remove(connection.engine, "do_execute", fail)
+
+
 def test_a_transient_error_is_no_failure(stepping: Stepping) -> None:
     bodies = []
 
@@ -362,7 +394,7 @@ def test_a_transient_error_is_no_failure(stepping: Stepping) -> None:
         note("once")
         db.session.flush()
         if len(bodies) < 3:
-            raise sa.exc.OperationalError("x", {}, locked())
+            ask_to_repeat(db.session.connection())
 
     run_id = stepping.start(body, end)
     assert stepping.advance(run_id).attempts == 1
@@ -379,7 +411,7 @@ def test_a_transient_error_that_stays_is_handed_back(
 
     def body(step: t.Any) -> None:
         bodies.append(step.attempt)
-        raise sa.exc.OperationalError("x", {}, locked())
+        ask_to_repeat(db.session.connection())
 
     run_id = sqlite_stepping.start(make_step(body, max_retries=0))
     outcome = sqlite_stepping.advance(run_id)
@@ -520,7 +552,7 @@ def test_a_listener_that_swallows_a_deadlock_on_mariadb(two_rows: Stepping) -> N
     bodies = []
 
     def lose(session: t.Any) -> None:
-        session.execute(sa.text("ROLLBACK"))  # what the server does at a deadlock
+        session.connection().connection.cursor().execute("ROLLBACK")  # as at a deadlock
         note_by_core("alone")
 
     def body(step: t.Any) -> None:
@@ -589,19 +621,19 @@ def test_a_move_waits_for_the_database(
     sqlite_stepping: Stepping, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pauses: list[float] = []
-    real = moves.fail
+    real = moves.make
 
-    def fail(*args: t.Any, **values: t.Any) -> bool:
+    def make(*args: t.Any) -> bool:
         if len(pauses) < 8:
             raise sa.exc.OperationalError("x", {}, locked())
-        return bool(real(*args, **values))
+        return real(*args)
 
-    monkeypatch.setattr(moves, "fail", fail)
+    monkeypatch.setattr(moves, "make", make)
     monkeypatch.setattr(time, "sleep", pauses.append)
     row = sqlite_stepping.run(make_step(raising(ValueError("no")), max_retries=0))
     assert (row.status, row.error) == (Status.FAILED, "ValueError: no")
     assert len(pauses) == 8
-    assert max(pauses) <= attempt.LONGEST_PAUSE
+    assert max(pauses) <= patience.LONGEST_PAUSE
     assert caplog.text.count("Waiting for the database") == 1
 
 

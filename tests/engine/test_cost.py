@@ -11,6 +11,7 @@ from flask import Flask
 
 from flask_sequence import Status
 from flask_sequence.engine.runner import advance
+from flask_sequence.rows import prepared, statements
 from tests.support.application import db
 from tests.support.relay import Relay
 from tests.support.stepping import Stepping, make_sequence, make_step, note_by_core
@@ -19,7 +20,7 @@ MakeStepping = t.Callable[..., Stepping]
 
 MOVES = {
     "postgresql": ["WITH"],  # the move and its row of the history are one statement
-    "mariadb": ["UPDATE", "INSERT", "RELEASE"],
+    "mariadb": ["RELEASE", "UPDATE", "INSERT"],
     "sqlite": ["UPDATE", "INSERT"],
 }
 CLAIMS = {
@@ -30,7 +31,7 @@ CLAIMS = {
 
 
 ROUND_TRIPS = {
-    "postgresql": {"row": 4, "empty": 1, "claim": 2},
+    "postgresql": {"row": 3, "empty": 1, "claim": 2},
     "mariadb": {"row": 7, "empty": 4, "claim": 5},
 }
 """How often a step, and a claim after a look, wait for the database's answer."""
@@ -39,7 +40,7 @@ ROUND_TRIPS = {
 class Sent:
     """What an application sends to its database, statement by statement."""
 
-    def __init__(self, stepping: Stepping) -> None:
+    def __init__(self, stepping: Stepping, monkeypatch: pytest.MonkeyPatch) -> None:
         self.statements: list[tuple[str, t.Any]] = []
         self.isolation: list[str | None] = []
         """The isolation level that was chosen for each, in a connection's options."""
@@ -47,6 +48,13 @@ class Sent:
         with stepping.app.app_context():
             sa.event.listen(db.engine, "before_cursor_execute", self._record)
             sa.event.listen(db.engine, "commit", lambda connection: self._note("COMMIT"))
+        # What goes along with COMMIT passes SQLAlchemy's events by.
+        self._along = prepared.commit_along
+        monkeypatch.setattr(statements, "commit_along", self._commit_along)
+
+    def _commit_along(self, connection: t.Any, statement: t.Any, values: t.Any) -> bool:
+        self._note(*statement.for_driver(connection.dialect, values))
+        return self._along(connection, statement, values)
 
     def _record(
         self, connection: t.Any, cursor: t.Any, statement: str, values: t.Any, *_: t.Any
@@ -69,7 +77,7 @@ class Sent:
     @property
     def reading_data(self) -> int:
         """Count those that read the data."""
-        asked = re.compile(r"\bdata( AS TEXT\))? AS text\b")
+        asked = re.compile(r"\bdata( AS TEXT\))? AS data\b")
         return sum(bool(asked.search(statement)) for statement, _ in self.statements)
 
 
@@ -81,22 +89,26 @@ def bursting(make_app: t.Callable[..., Flask], database_url: str) -> Stepping:
     return stepping
 
 
-def test_a_step_costs_one_move_and_one_commit(bursting: Stepping) -> None:
+def test_a_step_costs_one_move_and_one_commit(
+    bursting: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = [make_step(lambda step: note_by_core("own"), f"s{number}") for number in range(3)]
     run_id = bursting.start(*steps)
-    sent = Sent(bursting)
+    sent = Sent(bursting, monkeypatch)
     assert bursting.advance(run_id).status is Status.FINISHED
     guard = ["SAVEPOINT"] if bursting.dialect == "mariadb" else []
     step = [*guard, "INSERT", *MOVES[bursting.dialect], "COMMIT"]
     assert sent.verbs == [*CLAIMS[bursting.dialect], "COMMIT", *step * 3]
 
 
-def test_a_step_that_touches_no_session_costs_its_move(bursting: Stepping) -> None:
+def test_a_step_that_touches_no_session_costs_its_move(
+    bursting: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def count(step: t.Any) -> None:
         step.data["number"] += 1
 
     run_id = bursting.start(*(make_step(count, f"s{number}") for number in range(3)), number=0)
-    sent = Sent(bursting)
+    sent = Sent(bursting, monkeypatch)
     assert bursting.advance(run_id).status is Status.FINISHED
     begin = ["BEGIN"] if bursting.dialect == "sqlite" else []
     move = [verb for verb in MOVES[bursting.dialect] if verb != "RELEASE"]
@@ -107,21 +119,25 @@ def test_a_step_that_touches_no_session_costs_its_move(bursting: Stepping) -> No
     assert bursting.row(run_id).data["number"] == 3
 
 
-def test_a_message_that_names_the_step_spares_the_look(bursting: Stepping) -> None:
+def test_a_message_that_names_the_step_spares_the_look(
+    bursting: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_id = bursting.start(make_step(lambda step: None, "s0"))
     label = f"{bursting.row(run_id).sequence}.s0"
-    sent = Sent(bursting)
+    sent = Sent(bursting, monkeypatch)
     assert bursting.advance(run_id, limits=(None, None), label=label).status is Status.FINISHED
     claim = ["UPDATE"] if bursting.dialect == "postgresql" else CLAIMS[bursting.dialect]
     assert sent.verbs[: len(claim) + 1] == [*claim, "COMMIT"]
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_a_stale_nudge_costs_a_look(bursting: Stepping, named: bool) -> None:
+def test_a_stale_nudge_costs_a_look(
+    bursting: Stepping, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
     run_id = bursting.start(make_step(lambda step: None, "s0"))
     row = bursting.row(run_id)
     bursting.set(run_id, version=row.version + 1)
-    sent = Sent(bursting)
+    sent = Sent(bursting, monkeypatch)
     label = f"{row.sequence}.s0" if named else ""
     outcome = advance(bursting.runtime, run_id, row.version, limits=(None, None), label=label)
     assert outcome.status is None
@@ -129,13 +145,15 @@ def test_a_stale_nudge_costs_a_look(bursting: Stepping, named: bool) -> None:
     assert sent.verbs == [*unseen, "SELECT", "COMMIT"]
 
 
-def test_large_data_travel_once_each_way(bursting: Stepping) -> None:
+def test_large_data_travel_once_each_way(
+    bursting: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def change(step: t.Any) -> None:
         step.data["number"] += 1
 
     idle = [make_step(lambda step: None, f"s{number}") for number in range(3)]
     run_id = bursting.start(*idle, make_step(change, "change"), number=0, large="x" * 1_000_000)
-    sent = Sent(bursting)
+    sent = Sent(bursting, monkeypatch)
     assert bursting.advance(run_id).status is Status.FINISHED
     assert (sent.reading_data, sent.carrying("x" * 1_000_000)) == (1, 1)
     assert bursting.row(run_id).data["number"] == 1

@@ -21,7 +21,7 @@ from flask_sequence.engine.runner import advance, stand_in
 from flask_sequence.rows.dialects import later
 from flask_sequence.rows.models import EMPTIED, step_runs
 from tests.support.application import Effect, db
-from tests.support.stepping import Stepping, make_sequence, make_step, note
+from tests.support.stepping import Stepping, be_worker, make_sequence, make_step, note
 
 FINISHED = StepStatus.FINISHED
 
@@ -159,10 +159,10 @@ def test_standing_in_for_a_worker(sqlite_stepping: Stepping) -> None:
     mine = runtime.worker_id
     stand_in(runtime)
     assert runtime.worker_id == mine
-    runtime.worker_id = "0-of-the-parent"
+    runtime.stand_in_id = "0-of-the-parent"
     stand_in(runtime)
     assert runtime.worker_id not in (mine, "0-of-the-parent")
-    runtime.in_worker, runtime.worker_id = True, "worker"
+    be_worker(sqlite_stepping.app)
     stand_in(runtime)
     assert runtime.worker_id == "worker"
 
@@ -212,10 +212,10 @@ def test_a_teardown_that_raises_changes_nothing(
     run_id = stepping.start(a, b)
     raises.append(ValueError)
     assert stepping.advance(run_id).status is Status.WAITING
-    assert "an error in the application's teardown" in caplog.text
+    assert "An error in the application's teardown" in caplog.text
     assert not db.session.registry.registry
+    be_worker(stepping.app)
     raises[0] = SystemExit
-    stepping.runtime.in_worker = True
     assert stepping.row(run_id).attempt == 0
     raises.clear()
     assert stepping.advance(run_id).status is Status.FINISHED
@@ -227,7 +227,7 @@ def test_a_context_that_cannot_be_entered_is_a_failure(sqlite_stepping: Stepping
 
     def fail(sender: Flask, **_: t.Any) -> None:
         pushes.append(sender)
-        if len(pushes) == 2:  # The first is that of the claim.
+        if len(pushes) == 3:  # The first ones are those of the nudge and of its claim.
             raise ValueError("not now")
 
     run_id = sqlite_stepping.start(a)

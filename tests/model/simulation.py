@@ -18,7 +18,8 @@ from sqlalchemy.pool import NullPool
 
 from flask_sequence import SequenceRun, Status
 from flask_sequence.definition.data import decode_text
-from flask_sequence.engine import attempt, runner
+from flask_sequence.engine import claiming, patience, runner
+from flask_sequence.rows import claims
 from flask_sequence.runtime import Nudge, Runtime, runtime_of
 from flask_sequence.worker.duties import recovery
 from tests.model.ledger import Books, Moved, problems
@@ -89,15 +90,15 @@ class Simulation:
         self.reader.row_factory = sqlite3.Row
         self.reader.executescript(JOURNAL)
         with self.app.app_context():
-            self._engine = db.engine
-        self.watch(self._engine)
+            self.engine = db.engine
+        self.watch(self.engine)
         self._attach_processes(monkeypatch)
         self.clear()
 
     def _attach_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sa.event.listen(self._engine, "checkout", checked_out)
-        sa.event.listen(self._engine, "checkin", checked_in)
-        commit = self._engine.dialect.do_commit
+        sa.event.listen(self.engine, "checkout", checked_out)
+        sa.event.listen(self.engine, "checkin", checked_in)
+        commit = self.engine.dialect.do_commit
 
         def do_commit(connection: t.Any) -> None:
             process = current_process()
@@ -108,13 +109,14 @@ class Simulation:
             commit(connection)
             process.at(Point.COMMITTED)
 
-        monkeypatch.setattr(self._engine.dialect, "do_commit", do_commit)
-        monkeypatch.setattr(attempt, "os", SimpleNamespace(getpid=pid))
+        monkeypatch.setattr(self.engine.dialect, "do_commit", do_commit)
+        for module in (claiming, claims):
+            monkeypatch.setattr(module, "os", SimpleNamespace(getpid=pid))
         monkeypatch.setattr(recovery, "live_processes", lambda worker: worker.living())
         # Each look after the processes comes long after the one before.
         late = SimpleNamespace(monotonic=itertools.count(1.0, 3600.0).__next__)
         monkeypatch.setattr(recovery, "time", late)
-        for module in (attempt, runner):
+        for module in (claiming, patience, runner):
             monkeypatch.setattr(module, "pause", lambda tries: None)
 
     def clear(self) -> None:

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 from kombu import Queue
 
-from flask_sequence.runtime import Nudge, Runtime
+from flask_sequence.engine.in_hand import InHand
+from flask_sequence.runtime import Nudge, Runtime, WorkerProcess
 from flask_sequence.worker.duties import (
     BLOCK_UNKNOWN,
     FREE_ORPHANS,
@@ -53,8 +54,11 @@ class SimulatedWorker:
         self.simulation = simulation
         self.runtime: Runtime = dataclasses.replace(
             base,
-            worker_id=f"worker-{next(simulation.numbers)}",
-            in_worker=True,
+            worker=WorkerProcess(
+                id=f"worker-{next(simulation.numbers)}",
+                engine=simulation.engine,
+                in_hand=InHand(),
+            ),
             settings=dataclasses.replace(base.settings, burst_seconds=burst),
         )
         queues = [Queue(base.default_queue)]

@@ -12,7 +12,6 @@ from sqlalchemy.pool import NullPool
 
 from flask_sequence.rows.columns import UTCDateTime
 from flask_sequence.rows.dialects import (
-    Prepared,
     begin_immediate,
     clock,
     is_memory,
@@ -23,6 +22,7 @@ from flask_sequence.rows.dialects import (
     single_statements,
 )
 from flask_sequence.rows.driver_errors import is_lock_timeout, is_transient
+from flask_sequence.rows.prepared import Prepared
 from tests.support.application import Effect
 from tests.support.stepping import Stepping
 

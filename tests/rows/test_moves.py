@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from flask_sequence import Status
-from flask_sequence.engine.sessions import own_transaction
+from flask_sequence.engine.connections import own_transaction
+from flask_sequence.failures import Failure
 from flask_sequence.rows import moves, reads
 from flask_sequence.rows.claims import Claim
 from flask_sequence.rows.dialects import later
@@ -36,20 +37,24 @@ def claim(stepping: Stepping) -> Claim:
 
 
 def held_moves(claim: Claim) -> dict[str, t.Callable[[sa.Connection], bool]]:
-    kept: dict[str, t.Any] = {"error": "E", "traceback": "T", "label": LABEL}
-    return {
-        "checkpoint": lambda c: moves.checkpoint(c, claim, '{"a":1}'),
-        "advance": lambda c: moves.advance(c, claim, None, step="b", queue="q", label=LABEL),
-        "hold": lambda c: moves.advance(
-            c, claim, None, step="b", queue="q", label=LABEL, hold=True
-        ),
-        "finish": lambda c: moves.finish(c, claim, None, label=LABEL),
-        "reschedule": lambda c: moves.reschedule(c, claim, delay=1, **kept),
-        "hand_back": lambda c: moves.hand_back(c, claim, delay=1, error="E"),
-        "fail": lambda c: moves.fail(c, claim, **kept),
-        "crash": lambda c: moves.crash(c, claim, delay=1, error="E", label=LABEL),
-        "crash at last": lambda c: moves.crash(c, claim, delay=None, error="E", label=LABEL),
+    kept = Failure("E", "T")
+    made = {
+        "checkpoint": moves.CHECKPOINT,
+        "advance": moves.advance("b", queue="q", label=LABEL),
+        "hold": moves.hold("b", label=LABEL),
+        "finish": moves.finish(label=LABEL),
+        "reschedule": moves.reschedule(claim, kept, delay=1, label=LABEL),
+        "hand_back": moves.hand_back(claim, delay=1, error="E"),
+        "fail": moves.fail(kept, label=LABEL),
+        "crash": moves.crash(claim, delay=1, error="E", label=LABEL),
+        "crash at last": moves.crash(claim, delay=None, error="E", label=LABEL),
     }
+    data = {"checkpoint": '{"a":1}'}
+
+    def making(name: str) -> t.Callable[[sa.Connection], bool]:
+        return lambda c: moves.make(c, claim, made[name], data.get(name))
+
+    return {name: making(name) for name in made}
 
 
 def test_a_move_needs_the_version_and_the_status(stepping: Stepping, claim: Claim) -> None:
@@ -203,7 +208,7 @@ def test_a_move_that_is_not_committed_keeps_nobody_from_another_run(
         claim = moves.claim(connection, first, 0, worker_id="me", pid=1)
     assert claim is not None
     with own_transaction(runtime) as standing, own_transaction(runtime) as connection:
-        assert moves.advance(standing, claim, None, step="b", queue="q", label=LABEL)
+        assert moves.make(standing, claim, moves.advance("b", queue="q", label=LABEL))
         connection.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = 1")
         for run_id in others:
             assert moves.claim(connection, run_id, 0, worker_id="me", pid=1)

@@ -74,7 +74,7 @@ class Keeping:
             self._duties = {duty: dataclasses.replace(duty, seconds=60.0) for duty in duties}
         self.runtime = runtime
         if runtime.worker_id is None:
-            runtime.worker_id = "keeping"
+            runtime.stand_in_id = "keeping"
         self.publisher = FakePublisher()
         runtime.publisher = self.publisher
         self.consumer = FakeConsumer(*(queues or ("celery",)))

@@ -10,10 +10,11 @@ from flask import Flask
 from sqlalchemy.pool import NullPool
 
 from flask_sequence import BaseSequence, Status, Step, StepStatus
+from flask_sequence.engine.connections import own_transaction
+from flask_sequence.engine.in_hand import InHand
 from flask_sequence.engine.runner import Outcome, advance, stand_in
-from flask_sequence.engine.sessions import own_transaction
 from flask_sequence.rows.models import runs, step_runs
-from flask_sequence.runtime import Nudge, Runtime, runtime_of
+from flask_sequence.runtime import Nudge, Runtime, WorkerProcess, runtime_of
 from tests.support.application import Effect, db
 
 Body = t.Callable[[t.Any], t.Any]
@@ -42,6 +43,14 @@ def make_sequence(*steps: Body | type[Step[t.Any]], name: str = "Made") -> type[
     return t.cast(
         "type[BaseSequence]", type("Made", (BaseSequence,), {"steps": made, "name": name})
     )
+
+
+def be_worker(app: Flask, worker_id: str = "worker") -> WorkerProcess:
+    """Let this process be one of a Celery worker, for an application."""
+    with app.app_context():
+        worker = WorkerProcess(id=worker_id, engine=db.engine, in_hand=InHand())
+    runtime_of(app).worker = worker
+    return worker
 
 
 class Stepping:

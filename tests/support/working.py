@@ -124,7 +124,8 @@ class Kept(Noted):
     """Notes whether its process keeps a connection through a burst."""
 
     def note(self) -> str:
-        return str(current_runtime().kept is not None)
+        worker = current_runtime().worker
+        return str(worker is not None and worker.kept is not None)
 
 
 class WorkTwo(BaseSequence):

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from flask_sequence import Status
 from flask_sequence.config import Settings
-from flask_sequence.engine.sessions import own_transaction
+from flask_sequence.engine.connections import own_transaction
 from flask_sequence.rows import moves
 from flask_sequence.rows.models import workers
 from flask_sequence.runtime import runtime_of

@@ -25,6 +25,7 @@ from tests.conftest import create_tables
 from tests.support import services
 from tests.support.application import db
 from tests.support.servers import PostgreSQLServer, RedisServer
+from tests.support.stepping import be_worker
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker, write_module
 from tests.support.working import FOLDER, Scene, WorkBackend, WorkGated, WorkKept, WorkTwo
@@ -119,8 +120,7 @@ def test_more_slots_than_connections_are_warned_of(
 ) -> None:
     app = make_app(sqlite_url, SQLALCHEMY_ENGINE_OPTIONS=options)
     runtime = runtime_of(app)
-    with app.app_context():
-        runtime.engine = db.engine
+    be_worker(app)
     _warn_of_connections(runtime, object.__new__(pool), slots)
     cure = f"{{'pool_size': {slots}}}, or start it with -c {most}."
     assert [cure in line for line in caplog.messages] == [True] * (most is not None)

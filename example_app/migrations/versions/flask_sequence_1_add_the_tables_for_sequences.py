@@ -34,6 +34,7 @@ def upgrade():
     sa.Column('attempt', sa.INTEGER(), nullable=False),
     sa.Column('retries', sa.INTEGER(), nullable=False),
     sa.Column('crashes', sa.INTEGER(), nullable=False),
+    sa.Column('waits', sa.INTEGER(), nullable=False),
     sa.Column('version', sa.BIGINT(), nullable=False),
     sa.Column('worker_id', sa.VARCHAR(length=32).with_variant(mysql.VARCHAR(charset='utf8mb4', collation='utf8mb4_bin', length=32), 'mariadb').with_variant(mysql.VARCHAR(charset='utf8mb4', collation='utf8mb4_bin', length=32), 'mysql'), nullable=True),
     sa.Column('pid', sa.INTEGER(), nullable=True),

@@ -11,7 +11,7 @@ from .duty import Duty
 from .lease import RemoveGoneWorkers, RenewLease
 from .publishing import PublishDue
 from .purge import Purge
-from .recovery import FreeOrphans, FreeOwn
+from .recovery import FreeOrphans, FreeOwn, TakeBack
 from .shutdown import LetChildrenEnd
 from .unknown import BlockUnknown, UnblockKnown
 
@@ -25,6 +25,10 @@ def _renewing(settings: Settings) -> float:
 
 def _looking(settings: Settings) -> float:
     return LOOK_SECONDS
+
+
+def _looking_over(settings: Settings) -> float:
+    return settings.sweep_seconds or settings.lease_seconds
 
 
 def _sweeping(settings: Settings) -> float | None:
@@ -47,6 +51,13 @@ FREE_OWN = Duty(
     name="take over from dead processes of its worker",
     begin=FreeOwn,
     interval=_looking,
+    seconds=2.0,
+    rows=500,
+)
+TAKE_BACK = Duty(
+    name="take back what nobody works on",
+    begin=TakeBack,
+    interval=_looking_over,
     seconds=2.0,
     rows=500,
 )
@@ -103,6 +114,7 @@ PURGE = Duty(
 DUTIES: tuple[Duty, ...] = (
     RENEW_LEASE,
     FREE_OWN,
+    TAKE_BACK,
     FREE_ORPHANS,
     PUBLISH_DUE,
     LET_CHILDREN_END,

@@ -98,9 +98,8 @@ class Freeing:
             delay = None if crashes >= runtime.settings.max_crashes else crash_delay(crashes)
             error = _crash_text(runtime, claim, self._reason)
             label = f"{claim.worker_id}:{claim.pid}"
-            if claim.id in unlocked and moves.crash(
-                connection, claim, delay=delay, error=error, label=label
-            ):
+            crash = moves.crash(claim, delay=delay, error=error, label=label)
+            if claim.id in unlocked and moves.make(connection, claim, crash):
                 freed.append((claim, delay))
         return freed
 
@@ -184,3 +183,37 @@ class FreeOrphans:
         """Free some."""
         self._freeing.go_on(reads.orphans)
         return None if self._freeing.is_through else AGAIN_SECONDS
+
+
+class TakeBack:
+    """Takes back what living processes of this worker hold and do not work on.
+
+    Something was raised between the claim and the step, or a run could not be handed back. What is
+    found so in two looks, one after the other, is taken back as after a crash.
+    """
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self._freeing = Freeing(post, "the process that claimed it does not work on it")
+        self._suspected: set[tuple[int, int]] = set()
+
+    def __call__(self) -> None:
+        """Look once."""
+        if self._post.runtime.worker is None:
+            return
+        seen: set[tuple[int, int]] = set()
+        read = functools.partial(reads.held_by, worker_id=self._post.worker_id)
+        self._freeing.go_on(read, lambda held: self._left(held, seen))
+        self._suspected = seen
+
+    def _left(self, held: list[Held], seen: set[tuple[int, int]]) -> list[Held]:
+        worker = self._post.runtime.worker
+        assert worker is not None
+        alive = live_processes(self._post.pool) | {os.getpid()}
+        left = [
+            claim
+            for claim in held
+            if claim.pid in alive and worker.in_hand.is_without_hand(claim.pid, claim.id)
+        ]
+        seen.update((claim.id, claim.version) for claim in left)
+        return [claim for claim in left if (claim.id, claim.version) in self._suspected]

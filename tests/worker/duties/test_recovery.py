@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from flask_sequence import Status, StepStatus
-from flask_sequence.engine.sessions import own_transaction
+from flask_sequence.engine.connections import own_transaction
 from flask_sequence.rows import moves, reads, upkeep
 from flask_sequence.rows.claims import Held
 from flask_sequence.rows.dialects import later
@@ -161,14 +161,14 @@ def test_a_run_that_cannot_be_taken_up_spoils_no_other(
     stepping: Stepping, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     claims = [claimed(stepping) for _ in range(3)]
-    crash = moves.crash
+    make = moves.make
 
-    def refuse_second(connection: t.Any, claim: Held, **values: t.Any) -> bool:
+    def refuse_second(connection: t.Any, claim: t.Any, move: moves.Move) -> bool:
         if claim.id == claims[1].id:
             connection.exec_driver_sql("SELECT nothing FROM sequence_runs")
-        return crash(connection, claim, **values)
+        return make(connection, claim, move)
 
-    monkeypatch.setattr(moves, "crash", refuse_second)
+    monkeypatch.setattr(moves, "make", refuse_second)
     keeping = Keeping(stepping.runtime)
     nudges = keeping.do(FREE_ORPHANS)
     assert [nudge.run_id for nudge in nudges] == [claims[0].id, claims[2].id]

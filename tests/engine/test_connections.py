@@ -8,18 +8,18 @@ import pytest
 import sqlalchemy as sa
 
 from flask_sequence import Status
-from flask_sequence.engine import sessions
-from flask_sequence.engine.runner import advance
-from flask_sequence.engine.sessions import (
+from flask_sequence.engine import connections
+from flask_sequence.engine.connections import (
     KeptConnection,
     connection_of,
     fresh_read,
     own_transaction,
 )
+from flask_sequence.engine.runner import advance
 from flask_sequence.runtime import runtime_of
 from tests.support.application import db
 from tests.support.starts import wrapped_engine
-from tests.support.stepping import Stepping, make_step, note_by_core
+from tests.support.stepping import Stepping, be_worker, make_step, note_by_core
 
 if t.TYPE_CHECKING:
     from flask import Flask
@@ -31,7 +31,7 @@ def test_a_bind_that_is_not_found_is_the_callers_error(
     def fail(runtime: object) -> t.NoReturn:
         raise LookupError("no bind")
 
-    monkeypatch.setattr(sessions, "bind_of", fail)
+    monkeypatch.setattr(connections, "bind_of", fail)
     with pytest.raises(LookupError, match="no bind"), own_transaction(sqlite_stepping.runtime):
         pass
 
@@ -80,8 +80,8 @@ def test_a_fresh_read_in_a_tests_own_transaction_is_on_its_connection(
 def keeping(make_app: t.Callable[..., Flask], postgresql_url: str) -> Stepping:
     """An application that keeps a connection through a burst."""
     stepping = Stepping(make_app(postgresql_url, SEQUENCE_BURST_SECONDS=60))
-    with stepping.app.app_context():
-        stepping.runtime.kept = KeptConnection(db.engine)
+    worker = be_worker(stepping.app)
+    worker.kept = KeptConnection(worker.engine)
     return stepping
 
 
@@ -141,7 +141,7 @@ def test_what_is_kept_is_taken_anew_after_a_rest(
     use()
     use()
     assert (lent.times, lent.now) == (1, 1)
-    monkeypatch.setattr(sessions, "KEPT_SECONDS", -1.0)
+    monkeypatch.setattr(connections, "KEPT_SECONDS", -1.0)
     use()
     assert (lent.times, lent.now) == (2, 1)
     kept.give_back()

@@ -1,43 +1,61 @@
-"""The session at hand, its connection, and short transactions beside it."""
+"""Which connection a statement takes.
+
+=====================================  =================  ========================================
+Statement                              Taken from         Why
+=====================================  =================  ========================================
+start, retry, cancel, keyed start      ``connection_of``  part of the caller's transaction
+a step's writes, and its move          ``connection_of``  one commit, through the fence
+claim, and looks at a run              ``own_statements`` each commits for itself; no round trip
+                                                          for BEGIN and COMMIT
+the move of a step that wrote nothing, ``own_move``       the same on PostgreSQL, where a move is
+of a failure, of handing back                             one statement; else a short transaction
+deletion of an ended run, a stand-in's ``own_transaction`` several statements
+row
+``run.wait``, a second look for a key  ``fresh_read``     past the caller's snapshot, without locks
+whatever the keeper does               its duties' own    bounded, and beside the steps
+=====================================  =================  ========================================
+
+A process of a worker that performs one step at a time keeps the connection of ``own_statements``
+and ``own_move`` from step to step.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 import typing as t
 
 import sqlalchemy as sa
-from flask import has_app_context
-from sqlalchemy.orm import object_session
+from sqlalchemy.orm import Session
 
 from ..rows.dialects import is_memory, short_transaction, single_statements
 from ..rows.liveness import note_use
 from ..rows.models import SequenceRun
 from ..rows.statements import UPDATE_BY_ID
 from ..runtime import Runtime
-
-logger: logging.Logger = logging.getLogger("flask_sequence")
+from .contexts import own_context
 
 KEPT_SECONDS = 1.0
 """How long a kept connection may lie unused: after that the pool is asked, which may check it."""
 
-
 _WRITES: dict[str, t.Any] = {"mapper": SequenceRun.__mapper__, "clause": UPDATE_BY_ID}
-"""How a session is asked for its bind: it may send what only reads to a replica."""
+"""What a session is asked by for its bind: one that sends reads to a replica writes elsewhere."""
 
 
 def connection_of(session: t.Any) -> sa.Connection:
-    """Give the connection with which a session writes runs."""
-    return t.cast(sa.Connection, session.connection(bind_arguments=_WRITES))
+    """Return the connection with which a session writes runs."""
+    return t.cast(sa.Connection, session.connection(bind_arguments=dict(_WRITES)))
 
 
 def bind_of(runtime: Runtime) -> sa.Engine | sa.Connection:
-    """Give the engine to which runs are written.
+    """Return the engine of the runs; in a test that is one transaction, its connection."""
+    session: Session = runtime.db.session()
+    return session.get_bind(**_WRITES)
 
-    In a test that wraps itself in a transaction, its connection.
-    """
-    return runtime.db.session().get_bind(**_WRITES)
+
+def is_same_place(connection: sa.Connection, bind: sa.Engine | sa.Connection) -> bool:
+    """Tell whether a connection leads where a bind does, whatever options either was given."""
+    return connection.engine.pool is bind.engine.pool
 
 
 def own_transaction(runtime: Runtime) -> t.ContextManager[sa.Connection]:
@@ -57,14 +75,14 @@ def own_statements(runtime: Runtime) -> t.ContextManager[sa.Connection]:
 
 
 def _single(runtime: Runtime, bind: sa.Engine | sa.Connection) -> t.ContextManager[sa.Connection]:
-    kept: KeptConnection | None = runtime.kept
-    return single_statements(bind) if kept is None else kept.statements()
+    kept = runtime.worker and runtime.worker.kept
+    return kept.statements() if kept else single_statements(bind)
 
 
 def give_back(runtime: Runtime) -> None:
     """Let the pool have the connection that this process keeps, if it does."""
-    if runtime.kept is not None:
-        runtime.kept.give_back()
+    if runtime.worker and runtime.worker.kept:
+        runtime.worker.kept.give_back()
 
 
 class KeptConnection:
@@ -107,31 +125,10 @@ class KeptConnection:
 
 
 def _fresh_bind(runtime: Runtime) -> sa.Engine | sa.Connection:
-    if runtime.engine is not None:
-        return runtime.engine
-    bind = None
-    try:
-        with own_context(runtime):
-            bind = bind_of(runtime)
-    except Exception:
-        if bind is None:
-            raise
-        logger.debug("An error in the application's teardown", exc_info=True)
-    return bind
-
-
-@contextlib.contextmanager
-def own_context(runtime: Runtime) -> t.Iterator[None]:
-    """Push an app context of its own, and leave no session behind, whatever its teardown does."""
-    context = runtime.app.app_context()
-    try:
-        with context:
-            yield
-    except BaseException:
-        # A teardown function that raises keeps those before it from being called.
-        with contextlib.suppress(Exception), context:
-            runtime.db.session.remove()
-        raise
+    if runtime.worker is not None:
+        return runtime.worker.engine
+    with own_context(runtime):
+        return bind_of(runtime)
 
 
 @contextlib.contextmanager
@@ -146,38 +143,3 @@ def fresh_read(runtime: Runtime) -> t.Iterator[sa.Connection]:
     else:
         with single_statements(bind) as connection:
             yield connection
-
-
-@contextlib.contextmanager
-def set_aside(runtime: Runtime) -> t.Iterator[None]:
-    """Keep the session at hand away from those of steps that are performed here meanwhile.
-
-    A ``db.session`` that goes by the thread, as fixtures make it, would be removed with each
-    step's app context. What it has loaded is read afresh later.
-    """
-    registry = runtime.db.session.registry
-    mine = registry() if has_app_context() and registry.has() else None
-    if mine is None:
-        yield
-        return
-    registry.clear()
-    try:
-        yield
-    finally:
-        registry.set(mine)
-        for row in mine:
-            if not mine.is_modified(row):
-                mine.expire(row)
-
-
-def identity_of(run: SequenceRun) -> int | None:
-    """Give the id of a run, also where its attributes are expired and its session is gone."""
-    identity = sa.inspect(run).identity
-    return identity[0] if identity else run.id
-
-
-def expire(run: SequenceRun) -> None:
-    """Let a run be read again by whichever session it is in, if it is in one."""
-    session = object_session(run)
-    if session is not None and sa.inspect(run).persistent:
-        session.expire(run)

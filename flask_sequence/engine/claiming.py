@@ -1,0 +1,188 @@
+"""How a run is claimed: what a nudge points at, and whether this process takes it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import typing as t
+import uuid
+
+import sqlalchemy as sa
+
+from ..definition.data import decode_text, encode
+from ..definition.registry import SequenceDefinition, StepDefinition, find_sequence
+from ..failures import one_line
+from ..rows import moves, reads, upkeep
+from ..rows.claims import Claim, Row, is_known_format
+from ..rows.driver_errors import is_transient
+from ..runtime import Runtime
+from ..status import Status
+from .attempt import FRESH_TRIES, LEFT_ALONE, Attempt, Outcome
+from .connections import own_statements, own_transaction
+from .patience import pause, until_answered
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
+
+STAND_IN_SECONDS = 600.0
+"""For how long a process that is no worker is taken to be alive once it performs a run."""
+
+Limits = tuple[float | None, float | None]
+"""The hard and the soft time limit that a message carries, in seconds."""
+
+
+def claim_run(
+    runtime: Runtime,
+    run_id: int,
+    version: int,
+    *,
+    ignore_due: bool,
+    limits: Limits | None,
+    label: str,
+    is_shutdown: t.Callable[[BaseException], bool],
+) -> Attempt | Outcome:
+    """Claim a run, if the nudge is not stale, the run is due, and its step is known here.
+
+    :return: The attempt; or, where there is none, what came of the nudge.
+    """
+    for tries in itertools.count(1):
+        sent = False
+        try:
+            with own_statements(runtime) as connection:
+                expected = _expect(runtime, connection, limits, label)
+                sent = expected is not None
+                claim = expected and _claim(runtime, connection, run_id, version, expected=expected)
+                if not claim:
+                    sent = False  # the answer was no
+                    row = reads.look(connection, run_id)
+                    refused = _refuse(runtime, row, version, ignore_due)
+                    if refused is None and limits is not None:
+                        refused = _redirect(runtime, connection, row, limits)
+                    if refused is not None:
+                        return refused
+                    sent = True
+                    claim = _claim(runtime, connection, run_id, version, ignore_due=ignore_due)
+            return _attempt_at(runtime, claim, is_shutdown) if claim else LEFT_ALONE
+        except Exception as error:
+            # It may have been made, although the answer has not come.
+            claim = until_answered(lambda: _held(runtime, run_id, version + 1)) if sent else None
+            if claim is not None:
+                return _attempt_at(runtime, claim, is_shutdown)
+            if not is_transient(error):
+                raise
+            if tries == FRESH_TRIES:
+                logger.warning("Run %s was not claimed: %s", run_id, one_line(error))
+                return LEFT_ALONE  # The sweep brings it again.
+            pause(tries)
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+def _refuse(runtime: Runtime, row: Row | None, version: int, ignore_due: bool) -> Outcome | None:
+    if row is None or row.version != version or row.status is not Status.WAITING:
+        return LEFT_ALONE
+    if not is_known_format(row):
+        logger.warning("Run %s was written by a newer release: left alone", row.id)
+        return LEFT_ALONE
+    found = _find(row.sequence, row.step)
+    if found is None:
+        logger.warning(
+            "Run %s stands at %s.%s, which is not known here; is it in SEQUENCE_IMPORTS?",
+            row.id,
+            row.sequence,
+            row.step,
+        )
+    if row.due_at is None or found is None:
+        return LEFT_ALONE
+    rest = (row.due_at - row.now).total_seconds()
+    if ignore_due or rest <= 0:
+        return None
+    if not runtime.rides(rest):
+        return LEFT_ALONE
+    return Outcome(nudge=runtime.nudge(row, found[1].options, countdown=rest))
+
+
+def _redirect(
+    runtime: Runtime, connection: sa.Connection, row: Row, limits: Limits
+) -> Outcome | None:
+    """Send a nudge again that came by another way than its step has since a deploy."""
+    found = _find(row.sequence, row.step)
+    assert found is not None
+    nudge = runtime.nudge(row, found[1].options, version=row.version + 1, redirected=True)
+    if (row.queue, *limits) == (nudge.queue, nudge.time_limit, nudge.soft_time_limit):
+        return None
+    moved = moves.redirect(connection, row.id, row.version, queue=nudge.queue)
+    return Outcome(nudge=nudge) if moved else LEFT_ALONE
+
+
+def _expect(
+    runtime: Runtime, connection: sa.Connection, limits: Limits | None, label: str
+) -> dict[str, str] | None:
+    """Tell where a run must stand to be claimed unseen, by its message; None: look at it first.
+
+    Databases other than PostgreSQL would have a stale nudge wait for whoever writes the row.
+    """
+    sequence, _, step = label.rpartition(".")
+    found = _find(sequence, step)
+    if found is None or connection.dialect.name != "postgresql":
+        return None
+    options = found[1].options
+    if limits != (options.time_limit, options.soft_time_limit):
+        return None
+    return {"sequence": sequence, "step": step, "queue": runtime.queue_of(options, None)}
+
+
+def _claim(
+    runtime: Runtime, connection: sa.Connection, run_id: int, version: int, **conditions: t.Any
+) -> Claim | None:
+    return moves.claim(
+        connection, run_id, version, worker_id=runtime.worker_id, pid=os.getpid(), **conditions
+    )
+
+
+def _held(runtime: Runtime, run_id: int, version: int) -> Claim | None:
+    # A thread beside this one may have made the claim; then one of the two is not let commit.
+    with own_statements(runtime) as connection:
+        return reads.held(connection, run_id, version, worker_id=runtime.worker_id, pid=os.getpid())
+
+
+def _attempt_at(
+    runtime: Runtime, claim: Claim, is_shutdown: t.Callable[[BaseException], bool]
+) -> Attempt:
+    found = _find(claim.sequence, claim.step)
+    assert found is not None
+    sequence, step = found
+    with contextlib.suppress(Exception):  # the step fails, not the claim, where it cannot be read
+        # As the fence compares it: jsonb changes its form.
+        claim = claim._replace(data=encode(decode_text(claim.data)))
+    return Attempt(
+        runtime=runtime,
+        sequence=sequence,
+        step=step,
+        claim=claim,
+        begun_at=claim.step_started_at,
+        is_shutdown=is_shutdown,
+    )
+
+
+def _find(sequence: str, step: str) -> tuple[SequenceDefinition, StepDefinition] | None:
+    definition = find_sequence(sequence)
+    found = definition.get(step) if definition else None
+    return (definition, found) if definition and found else None
+
+
+def stand_in(runtime: Runtime) -> None:
+    """Count this process as a worker for a while, where it performs runs without being one."""
+    if runtime.worker is not None:
+        return
+    mine = f"{os.getpid():x}-"
+    if runtime.stand_in_id is None or not runtime.stand_in_id.startswith(mine):
+        runtime.stand_in_id = (mine + uuid.uuid4().hex)[:32]
+    with own_transaction(runtime) as connection:
+        upkeep.renew_worker(
+            connection,
+            runtime.stand_in_id,
+            host=runtime.host,
+            pid=os.getpid(),
+            lease=STAND_IN_SECONDS,
+        )

@@ -1,0 +1,324 @@
+"""The doors to a COMMIT: each way in which a step's writes may be committed leads to its fence.
+
+The engine's ``commit`` event comes last before COMMIT, whether that is reached by the session, a
+block, the connection, or with savepoints open. Two phases have events of their own, and a COMMIT
+that is sent as text is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import re
+import typing as t
+import weakref
+
+import sqlalchemy as sa
+from flask.globals import app_ctx
+from sqlalchemy.orm import Session, SessionTransaction
+
+from ..errors import SetupError, TransactionDoomedError
+from ..rows.dialects import release_guard, set_guard
+from ..rows.moves import Move
+from ..rows.prepared import can_commit_along
+from .connections import bind_of, connection_of, give_back, is_same_place
+from .fence import Fence, Way
+from .own_errors import is_free, mark_own
+
+_DOORS = "flask_sequence_doors"
+"""Under which ``session.info`` names the doors of the step that the session belongs to."""
+
+_COMMENTS = r"(?:\s|/\*.*?\*/|--[^\n]*\n)*"
+_ENDS_TRANSACTION = re.compile(
+    rf"{_COMMENTS}(COMMIT|END|ABORT|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_READS = re.compile(
+    rf"{_COMMENTS}(SELECT|SHOW|EXPLAIN|SET|PRAGMA|SAVEPOINT|RELEASE)\b", re.IGNORECASE
+)
+
+
+class Doors:
+    """The sessions and connections of one attempt, and the fence that stands before their commits.
+
+    :param fence: The fence.
+    """
+
+    def __init__(self, fence: Fence) -> None:
+        self.fence = fence
+        self.runtime = fence.runtime
+        self._context: object = app_ctx._get_current_object()  # type: ignore[attr-defined]
+        self._sessions: list[Session] = []
+        self._connections: list[sa.Connection] = []
+        self._guarded: sa.Connection | None = None
+        self._writes_elsewhere = False
+
+    def commit(self, move: Move) -> None:
+        """Commit the step that has ended: what it wrote, and the move.
+
+        Where it wrote nothing, and read nothing, the move is committed alone: that spares the
+        session, and on PostgreSQL a transaction.
+
+        :param move: The move with which the step ends.
+        """
+        self.fence.move = move
+        session = self.runtime.db.session
+        if self.fence.is_unknown or (session.registry.has() and _is_begun(session())):
+            session.commit()
+        else:
+            self.fence.move_alone()
+
+    def cover(self, session: Session) -> bool:
+        """Tell whether a session is the step's ``db.session``, whichever that is by now."""
+        if session.info.get(_DOORS) is self:
+            return True
+        if app_ctx._get_current_object() is not self._context:  # type: ignore[attr-defined]
+            return False
+        return session is self.runtime.db.session()
+
+    def open(self, session: Session, connection: sa.Connection) -> None:
+        """Stand before the commits of a connection on which the session has begun a transaction."""
+        if session.info.get(_DOORS) is not self:
+            session.info[_DOORS] = self
+            self._sessions.append(session)
+        _watch(connection.engine)
+        _doors_of[connection] = self
+        self._connections.append(connection)
+        if self.leads_to_runs(connection):
+            if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+                raise SetupError(
+                    "A step's db.session is set to AUTOCOMMIT, so that its writes and its move"
+                    " cannot be one commit: use a connection of its own, as in"
+                    " db.engine.connect()."
+                )
+            self.guard(connection)
+
+    def leads_to_runs(self, connection: sa.Connection) -> bool:
+        """Tell whether a connection leads to the database of the runs."""
+        worker = self.runtime.worker
+        return is_same_place(connection, worker.engine if worker else bind_of(self.runtime))
+
+    def guard(self, connection: sa.Connection) -> None:
+        """Begin to watch for writes that the server drops by itself."""
+        self._guarded = connection
+        set_guard(connection)
+
+    def to_commit(self, connection: sa.Connection, *, along: bool) -> None:
+        """Let a COMMIT through, or refuse it.
+
+        :param connection: What is about to be committed.
+        :param along: Whether COMMIT may be sent here, together with the move.
+        """
+        if self._guarded is connection:
+            self._guarded = None
+            if not release_guard(connection):
+                raise TransactionDoomedError(
+                    "The server has dropped earlier writes of this transaction, after a deadlock"
+                    " or a statement that commits by itself (DDL)."
+                )
+        if self._writes_elsewhere:
+            self.fence.let_through(connection, Way.AFTER)
+        elif along and can_commit_along(connection):
+            self.fence.let_through(connection, Way.ALONG)
+        else:
+            self.fence.let_through(connection, Way.BEFORE)
+
+    def to_commit_elsewhere(self) -> None:
+        """Refuse the COMMIT of another database where the claim is lost.
+
+        A session commits its connections in any order.
+        """
+        for connection in filter(self.leads_to_runs, self._connections):
+            if connection.in_transaction() and self._writes_elsewhere:
+                self.fence.check(connection)
+
+    def answered(self) -> None:
+        """Note that the COMMIT of the session has been answered."""
+        self._writes_elsewhere = False
+        self.fence.answered()
+
+    def sent(self, connection: sa.Connection, statement: str) -> None:
+        """Look at a statement that is about to be sent.
+
+        :raises SetupError: If it would end the transaction past the fence.
+        """
+        if not self.leads_to_runs(connection):
+            self._writes_elsewhere |= not _READS.match(statement)
+        elif (found := _ENDS_TRANSACTION.match(statement)) and not _is_twophase(connection):
+            raise SetupError(
+                f"A step sent {found[1].upper()} as text, past what keeps its writes and its move"
+                " together: call db.session.commit() or db.session.rollback()."
+            )
+
+    def close(self) -> None:
+        """Let all sessions and connections go."""
+        for session in self._sessions:
+            session.info.pop(_DOORS, None)
+        for connection in self._connections:
+            _doors_of.pop(connection, None)
+        self._sessions.clear()
+        self._connections.clear()
+
+
+def _is_begun(session: Session) -> bool:
+    return session.in_transaction() or bool(session.new or session.dirty or session.deleted)
+
+
+def _is_twophase(connection: sa.Connection) -> bool:
+    return isinstance(connection.get_transaction(), sa.TwoPhaseTransaction)
+
+
+_current: contextvars.ContextVar[Doors | None] = contextvars.ContextVar("doors", default=None)
+_doors_of: weakref.WeakKeyDictionary[sa.Connection, Doors] = weakref.WeakKeyDictionary()
+"""The doors of a connection, whichever thread commits it."""
+
+
+@contextlib.contextmanager
+def fenced(fence: Fence) -> t.Iterator[Doors]:
+    """Let a fence stand before every commit of ``db.session`` in this app context."""
+    doors = Doors(fence)
+    token = _current.set(doors)
+    try:
+        if fence.runtime.worker is not None:  # its errors count from the first connection on
+            _watch(fence.runtime.worker.engine)
+        yield doors
+    finally:
+        _current.reset(token)
+        doors.close()
+
+
+@contextlib.contextmanager
+def unfenced() -> t.Iterator[None]:
+    """Leave the step that is being performed here, for a run that is performed inside it."""
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def run_in_hand() -> int | None:
+    """Return the id of the run of which a step is being performed here."""
+    doors = _current.get()
+    return None if doors is None else doors.fence.claim.id
+
+
+# What sessions tell
+
+
+def _doors_for(session: Session) -> Doors | None:
+    doors: Doors | None = session.info.get(_DOORS) or _current.get()
+    return doors if doors is not None and doors.cover(session) else None
+
+
+@sa.event.listens_for(Session, "after_transaction_create")
+def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None and (doors := _doors_for(session)):
+        give_back(doors.runtime)
+
+
+@sa.event.listens_for(Session, "after_begin")
+def _after_begin(
+    session: Session, transaction: SessionTransaction, connection: sa.Connection
+) -> None:
+    if transaction.parent is None and (doors := _doors_for(session)):
+        doors.open(session, connection)
+
+
+@sa.event.listens_for(Session, "before_commit")
+def _before_commit(session: Session) -> None:
+    doors = _doors_for(session)
+    if doors is None or session.in_nested_transaction():
+        return
+    connection = connection_of(session)  # where nothing was written the data may have changed
+    if isinstance(bind_of(doors.runtime), sa.Connection):
+        session.flush()
+        doors.to_commit(connection, along=False)  # in a test's transaction, which stays open
+
+
+@sa.event.listens_for(Session, "after_commit")
+def _after_commit(session: Session) -> None:
+    doors: Doors | None = session.info.get(_DOORS)
+    if doors is not None and not session.in_nested_transaction():
+        doors.answered()
+
+
+# What engines tell
+
+_watched: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+
+
+def _watch(engine: sa.Engine) -> None:
+    # When the first step comes, the application has set up the listeners of its own.
+    while (inner := getattr(engine, "_proxied", None)) is not None:  # with options of its own
+        engine = inner
+    if engine not in _watched:
+        _watched.add(engine)
+        for name, listener in _LISTENERS.items():
+            sa.event.listen(engine, name, listener)
+
+
+def _at_begin(connection: sa.Connection) -> None:
+    # Of a connection that was committed past its session, and is used again.
+    doors = _doors_of.get(connection)
+    if doors is not None and doors.leads_to_runs(connection):
+        doors.guard(connection)
+
+
+def _at_commit(connection: sa.Connection, *, along: bool = True) -> None:
+    doors = _doors_of.get(connection)
+    if doors is None:
+        return
+    try:
+        if doors.leads_to_runs(connection):
+            doors.to_commit(connection, along=along)
+        else:
+            doors.to_commit_elsewhere()
+    except BaseException:
+        if not _is_twophase(connection):
+            _roll_back(connection)
+        raise
+
+
+def _roll_back(connection: sa.Connection) -> None:
+    # SQLAlchemy takes a transaction whose COMMIT was refused for one that has ended: it would give
+    # the connection back to the pool as it is, and whoever takes it next would commit the rest.
+    try:
+        connection.dialect.do_rollback(connection.connection)
+    except Exception:
+        connection.invalidate()
+
+
+def _at_prepare(connection: sa.Connection, xid: t.Any) -> None:
+    _at_commit(connection, along=False)
+
+
+def _at_commit_twophase(connection: sa.Connection, xid: t.Any, is_prepared: bool) -> None:
+    if not is_prepared:
+        _at_commit(connection, along=False)
+
+
+def _at_statement(connection: sa.Connection, cursor: t.Any, statement: str, *_: t.Any) -> None:
+    doors = _doors_of.get(connection)
+    if doors is not None:
+        doors.sent(connection, statement)
+
+
+def _at_error(context: sa.engine.ExceptionContext) -> None:
+    error, connection = context.sqlalchemy_exception, context.connection
+    doors = None if connection is None else _doors_of.get(connection)
+    if error is not None and (connection is None or doors is not None):
+        mark_own(error)
+        if doors is not None:
+            doors.fence.asked_to_repeat |= is_free(error)
+
+
+_LISTENERS: dict[str, t.Callable[..., None]] = {
+    "begin": _at_begin,
+    "commit": _at_commit,
+    "prepare_twophase": _at_prepare,
+    "commit_twophase": _at_commit_twophase,
+    "before_cursor_execute": _at_statement,
+    "handle_error": _at_error,
+}
+"""What is listened to on the engines that steps use, and on no others."""

@@ -1,0 +1,117 @@
+"""Statements that are sent as text, compiled once; and one that travels with its COMMIT."""
+
+from __future__ import annotations
+
+import typing as t
+import weakref
+
+import sqlalchemy as sa
+
+_FAILED_BY_ITSELF = "22012"
+"""PostgreSQL's division by zero."""
+
+
+def has_schema_map(connection: sa.Connection) -> bool:
+    """Tell whether the application changes the schemas in the text of statements."""
+    return bool(connection.get_execution_options().get("schema_translate_map"))
+
+
+class Prepared:
+    """A statement whose rows nobody reads, compiled once for each dialect: it is sent as text.
+
+    :param statement: The statement.
+    """
+
+    def __init__(self, statement: sa.Insert | sa.Update | sa.Select[t.Any]) -> None:
+        self._statement = statement
+        self._compiled: weakref.WeakKeyDictionary[t.Any, _Compiled] = weakref.WeakKeyDictionary()
+
+    def send(
+        self, connection: sa.Connection, values: t.Mapping[str, t.Any]
+    ) -> sa.CursorResult[t.Any]:
+        """Send it.
+
+        :param connection: Where to.
+        :param values: The values of its parameters.
+        """
+        if has_schema_map(connection):
+            return connection.execute(self._statement, values)  # its text is not always the same
+        text, parameters = self.for_driver(connection.dialect, values)
+        return connection.exec_driver_sql(text, parameters)
+
+    def for_driver(self, dialect: sa.Dialect, values: t.Mapping[str, t.Any]) -> tuple[str, t.Any]:
+        """Return its text and its parameters as the driver takes them.
+
+        :param dialect: For which database and driver.
+        :param values: The values of its parameters.
+        """
+        compiled = self._compiled.get(dialect)
+        if compiled is None:
+            compiled = self._compiled[dialect] = _compile(self._statement, dialect)
+        return compiled.text, compiled.parameters(values)
+
+
+class _Compiled(t.NamedTuple):
+    text: str
+    names: tuple[str, ...]
+    """Its parameters; where they have no names, in their order."""
+    processors: tuple[tuple[str, t.Callable[[t.Any], t.Any]], ...]
+    positional: bool
+
+    def parameters(self, values: t.Mapping[str, t.Any]) -> t.Any:
+        sent = dict(values)
+        for name, process in self.processors:
+            sent[name] = process(sent[name])
+        return tuple(sent[name] for name in self.names) if self.positional else sent
+
+
+def _compile(statement: t.Any, dialect: sa.Dialect) -> _Compiled:
+    compiled: t.Any = statement.compile(dialect=dialect)
+    processors = {
+        name: parameter.type.dialect_impl(dialect).bind_processor(dialect)
+        for parameter, name in compiled.bind_names.items()
+    }
+    return _Compiled(
+        text=compiled.string,
+        names=tuple(compiled.positiontup or processors),
+        processors=tuple((name, process) for name, process in processors.items() if process),
+        positional=bool(compiled.positional),
+    )
+
+
+def can_commit_along(connection: sa.Connection) -> bool:
+    """Tell whether a statement and COMMIT can be sent in one message: by psycopg's pipeline.
+
+    :param connection: In a transaction that is to be committed as it is, without two phases.
+    """
+    if connection.dialect.name != "postgresql" or connection.dialect.driver != "psycopg":
+        return False
+    driver: t.Any = connection.dialect.loaded_dbapi
+    return driver.Pipeline.is_supported() and not has_schema_map(connection)
+
+
+def commit_along(
+    connection: sa.Connection, statement: Prepared, values: t.Mapping[str, t.Any]
+) -> bool:
+    """Send a statement and COMMIT in one message; where the statement fails, nothing is committed.
+
+    What the driver raises comes as from SQLAlchemy's own COMMIT, without the statement and its
+    parameters.
+
+    :param connection: See ``can_commit_along``.
+    :param statement: One that divides by zero where it must not be committed.
+    :param values: The values of its parameters.
+    :return: Whether it was committed.
+    :raises sqlalchemy.exc.DBAPIError: If the statement or the COMMIT failed in another way.
+    """
+    driver: t.Any = connection.connection.dbapi_connection
+    text, parameters = statement.for_driver(connection.dialect, values)
+    try:
+        with driver.pipeline():
+            driver.execute(text, parameters)
+            driver.execute("COMMIT")
+    except BaseException as error:
+        if getattr(error, "sqlstate", None) == _FAILED_BY_ITSELF:
+            return False
+        connection._handle_dbapi_exception(error, None, None, None, None)
+    return True
