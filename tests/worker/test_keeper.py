@@ -257,6 +257,7 @@ def test_the_table_of_duties() -> None:
     assert shown == [
         ("renew the lease of its worker", 10.0, 2.0, 1),
         ("take over from dead processes of its worker", 0.5, 2.0, 500),
+        ("take back what nobody works on", 5.0, 2.0, 500),
         ("take over from dead workers", 5.0, 2.0, 500),
         ("publish what is due", 5.0, 2.0, 1000),
         ("let processes end in a shutdown", 0.5, 0.1, 0),
@@ -269,6 +270,7 @@ def test_the_table_of_duties() -> None:
     assert [duty.name for duty in DUTIES if duty.interval(without_sweep) is not None] == [
         "renew the lease of its worker",
         "take over from dead processes of its worker",
+        "take back what nobody works on",
         "let processes end in a shutdown",
     ]
-    assert [duty.retry for duty in DUTIES] == [0.5] + [None] * 8
+    assert [duty.retry for duty in DUTIES] == [0.5] + [None] * 9

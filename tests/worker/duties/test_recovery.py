@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing as t
 from types import SimpleNamespace
 
@@ -16,9 +17,9 @@ from flask_sequence.rows.claims import Held
 from flask_sequence.rows.dialects import later
 from flask_sequence.rows.models import runs
 from flask_sequence.runtime import Nudge
-from flask_sequence.worker.duties import FREE_ORPHANS, FREE_OWN, recovery
+from flask_sequence.worker.duties import FREE_ORPHANS, FREE_OWN, TAKE_BACK, recovery
 from tests.support.keeping import Keeping
-from tests.support.stepping import Stepping, make_sequence, make_step, note
+from tests.support.stepping import Stepping, be_worker, make_sequence, make_step, note
 from tests.support.strangers import Stranger
 
 if t.TYPE_CHECKING:
@@ -345,3 +346,53 @@ def test_the_pool_replaces_a_dead_child_at_once(keeping: Keeping, children: set[
     children.remove(1)
     keeping.do(FREE_OWN)
     assert asked == [keeping.consumer.pool.maintain_pool]
+
+
+# A living process that does not work on what it holds
+
+
+@pytest.mark.parametrize("works", [True, False], ids=["works on it", "does not"])
+def test_what_a_living_process_does_not_work_on_is_taken_back(
+    stepping: Stepping, works: bool
+) -> None:
+    worker = be_worker(stepping.app)
+    run_id = stepping.start(end)
+    with own_transaction(stepping.runtime) as connection:
+        moves.claim(connection, run_id, 0, worker_id=worker.id, pid=os.getpid())
+    if works:
+        worker.in_hand.take(run_id)
+    keeping = Keeping(stepping.runtime)
+    assert keeping.do(TAKE_BACK) == []  # it may have been claimed just now
+    nudges = keeping.do(TAKE_BACK)
+    row = stepping.row(run_id)
+    if works:
+        assert (nudges, row.status) == ([], Status.RUNNING)
+        return
+    assert [nudge.run_id for nudge in nudges] == [run_id]
+    assert (row.status, row.crashes) == (Status.WAITING, 1)
+    assert row.error == "Crash: the process that claimed it does not work on it"
+
+
+def test_a_child_tells_what_it_performs(sqlite_stepping: Stepping) -> None:
+    hands = be_worker(sqlite_stepping.app).in_hand
+    reader, writer = os.pipe()
+    ask, answer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        hands.be_child(3)
+        hands.take(7)
+        os.write(writer, b".")
+        os.read(ask, 1)
+        hands.let_go(7)
+        os.write(writer, b".")
+        os.read(ask, 1)
+        os._exit(0)
+    os.read(reader, 1)
+    assert not hands.is_without_hand(child, 7)
+    assert hands.is_without_hand(child, 8)
+    os.write(answer, b".")
+    os.read(reader, 1)
+    assert hands.is_without_hand(child, 7)
+    os.write(answer, b".")
+    os.waitpid(child, 0)
+    assert not hands.is_without_hand(2**22 + 1, 7)  # of a process without a slot nothing is known
