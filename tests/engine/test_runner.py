@@ -209,12 +209,12 @@ def test_a_teardown_that_raises_changes_nothing(
         if raises:
             raise raises[0]("in the teardown")
 
+    be_worker(stepping.app)
     run_id = stepping.start(a, b)
     raises.append(ValueError)
     assert stepping.advance(run_id).status is Status.WAITING
     assert "An error in the application's teardown" in caplog.text
     assert not db.session.registry.registry
-    be_worker(stepping.app)
     raises[0] = SystemExit
     assert stepping.row(run_id).attempt == 0
     raises.clear()

@@ -121,7 +121,7 @@ def dropped_writes(stepping: Stepping) -> list[str]:
     """The server drops what the step has written, as after a deadlock, and takes what follows."""
 
     def lose() -> None:
-        db.session.execute(sa.text("ROLLBACK"))
+        db.session.connection().connection.cursor().execute("ROLLBACK")
 
     return _swallowed(stepping, lose)
 
