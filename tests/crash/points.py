@@ -12,8 +12,6 @@ import threading
 import time
 import typing as t
 
-import sqlalchemy as sa
-
 from flask_sequence import Status, Step
 from flask_sequence.engine import runner
 from flask_sequence.engine.attempt import Attempt
@@ -35,8 +33,8 @@ class _Here(threading.local):
 
     run_id: int = 0
     step: str = ""
-    commits: int | None = None
-    """How many connections were committed since the fence let the step through."""
+    commits: int = 0
+    """How many connections were let through to this commit of the session."""
     checkpoint: bool = False
 
 
@@ -72,9 +70,9 @@ def install() -> None:
     _wrap(Step, "_check_end", _check_end)
     _wrap(Fence, "let_through", _let_through)
     _wrap(Fence, "move_alone", _move_alone)
+    _wrap(Doors, "to_commit_elsewhere", _to_commit_elsewhere)
     _wrap(Doors, "answered", _answered)
     _wrap(task, "publish", _publish)
-    sa.event.listen(sa.Engine, "commit", _commit)
 
 
 def _wrap(owner: t.Any, name: str, wrapper: CallT) -> None:
@@ -97,7 +95,7 @@ def _claim_run(claim: CallT, runtime: t.Any, run_id: int, *args: t.Any, **kw: t.
 
 def _run_body(run: CallT, body: t.Any) -> t.Any:
     claim = body.attempt.claim
-    _here.run_id, _here.step, _here.commits = claim.id, claim.step, None
+    _here.run_id, _here.step, _here.commits = claim.id, claim.step, 0
     reach("before the body", claim.id, claim.step)
     return run(body)
 
@@ -114,24 +112,28 @@ def _let_through(let: CallT, fence: Fence, connection: t.Any, way: Way) -> None:
         let(fence, connection, way)
         return
     let(fence, connection, way)
-    _here.commits = 0
+    _commit()
 
 
 def _point(when: str) -> str:
     return f"{when} a checkpoint" if _here.checkpoint else f"{when} the commit"
 
 
-def _commit(connection: sa.Connection) -> None:
-    if _here.commits is None:
-        return
+def _commit() -> None:
     points = (_point("before"),) if _here.checkpoint else (_point("before"), "between binds")
     if _here.commits < len(points):
         reach(points[_here.commits], _here.run_id, _here.step)
     _here.commits += 1
 
 
+def _to_commit_elsewhere(let: CallT, doors: Doors) -> None:
+    _here.checkpoint = doors.fence.move is CHECKPOINT
+    let(doors)
+    _commit()
+
+
 def _answered(answered: CallT, doors: Doors) -> None:
-    _here.commits = None
+    _here.commits = 0
     holds = doors.fence.move.target is Status.RUNNING and not _here.checkpoint
     reach(_point("after"), _here.run_id, _here.step, holds=holds)
     answered(doors)

@@ -92,6 +92,7 @@ def _insert_runs(
         "attempt": "0",
         "retries": "0",
         "crashes": "0",
+        "waits": "0",
         "version": "0",
         "created_at": now(connection),
         "updated_at": now(connection),
