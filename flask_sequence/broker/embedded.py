@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -82,6 +83,20 @@ def make_celery(app: Flask) -> Celery:
     _made.add(celery)
     app.extensions["celery"] = celery
     return celery
+
+
+def check_folders(celery: Celery) -> None:
+    """Create the folders of the embedded broker, if it is this that a Celery app has.
+
+    :param celery: The Celery app.
+    :raises SetupError: They cannot be created, or others can write into them.
+
+    .. versionadded:: 0.1
+    """
+    if celery.conf.broker_transport == TRANSPORT:
+        transport: t.Any = celery.connection_for_read().transport
+        with contextlib.suppress(OSError):  # that will pass, and the worker waits for it
+            transport.folders.make()
 
 
 def _context_task(app: Flask) -> type[Task[..., t.Any]]:

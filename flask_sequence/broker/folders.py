@@ -11,11 +11,19 @@ import os
 import pathlib
 import re
 import shutil
+import stat
+import sys
 import time
 import typing as t
 import uuid
 
 from kombu.utils.json import dumps
+
+from ..errors import SetupError
+
+if sys.platform != "win32":
+    import grp
+    import pwd
 
 LITTER_SECONDS = 3600.0
 """After how long a file that was never renamed into place belongs to a dead process."""
@@ -23,6 +31,11 @@ TRIES = 50
 """How often a folder is created that somebody is deleting at the same time."""
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
 """Failures to read that say something about this process, not about the file."""
+_LASTING = {errno.EACCES, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}
+_LASTING |= {errno.EPERM, errno.EROFS}
+"""Failures to create a folder that go away by what a person does only."""
+_NOT_FOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""No symbolic link leads elsewhere, and a named pipe lets nobody wait; Windows has neither."""
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
@@ -74,6 +87,22 @@ def make_folder(folder: pathlib.Path) -> None:
                 raise
 
 
+def read_file(path: pathlib.Path) -> bytes:
+    """Read a file that this user wrote, and nothing else that may stand in its place.
+
+    :param path: The file.
+    :raises OSError: It cannot be read; it is a symbolic link, for one.
+    :raises ValueError: It is no file, or another user's.
+    """
+    with open(os.open(path, os.O_RDONLY | _NOT_FOLLOWED), "rb", buffering=0) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is no regular file")
+        if not _is_ours(found):
+            raise ValueError(f"it was written by {_user(found)}")
+        return file.readall()
+
+
 def write_file(path: pathlib.Path, text: str) -> None:
     """Write a file that nobody sees half-written: under a hidden name, then renamed into place.
 
@@ -102,6 +131,66 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def check_private(folder: pathlib.Path) -> None:
+    """Refuse a folder in which others can put messages: whoever can, has them performed.
+
+    :param folder: The folder, which is there.
+    :raises SetupError: It is no folder, another user's, or can be written or replaced by others.
+    """
+    place = folder.resolve()
+    found = place.stat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise _refusal(folder, "it is no folder", "move it away")
+    if sys.platform == "win32":
+        return
+    if not _is_ours(found):
+        cure = f"run as that user, or move {place} away"
+        raise _refusal(folder, f"it belongs to {_user(found)}, who could have tasks run here", cure)
+    writers = "others may put messages there, and would have tasks run as this user"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise _refusal(folder, writers, f"run 'chmod go-w {place}'")
+    for parent in dict.fromkeys((*folder.absolute().parents, *place.parents)):
+        if _is_shared(parent.stat()):
+            problem = f"others may replace what is in {parent}, and would have tasks run here"
+            raise _refusal(folder, problem, f"run 'chmod go-w {parent}'")
+
+
+def _refusal(folder: pathlib.Path, problem: str, cure: str) -> SetupError:
+    return SetupError(
+        f"The embedded broker does not use {folder}: {problem}. Please {cure}, or keep the messages"
+        ' elsewhere: app.config["CELERY"] = flask_sequence.broker.embedded_config(folder).'
+    )
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    return sys.platform == "win32" or found.st_uid == os.geteuid()
+
+
+def _is_shared(found: os.stat_result) -> bool:
+    """Tell whether others may rename what is in a folder, as nobody may with its sticky bit."""
+    if found.st_mode & stat.S_ISVTX:
+        return False
+    by_group = found.st_mode & stat.S_IWGRP and not _is_alone_in(found.st_gid)
+    return bool(found.st_mode & stat.S_IWOTH or by_group)
+
+
+def _user(found: os.stat_result) -> str:
+    try:
+        return f"the user {pwd.getpwuid(found.st_uid).pw_name}"
+    except KeyError:
+        return f"the user {found.st_uid}"
+
+
+def _is_alone_in(group: int) -> bool:
+    """Tell whether a group is this user's own, as many systems make one for each user."""
+    try:
+        me, members = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group).gr_mem
+    except KeyError:
+        return False
+    users = [user.pw_name for user in pwd.getpwall() if user.pw_gid == group]
+    return {*members, *users} == {me}
+
+
 def names_in(folder: pathlib.Path) -> list[str]:
     """List a folder; one that was deleted is empty."""
     try:
@@ -118,9 +207,9 @@ def are_messages(names: list[str]) -> list[str]:
 def remove_litter(folder: pathlib.Path) -> None:
     """Remove what processes left that were killed while they wrote."""
     for name in names_in(folder):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
             file = folder / name
-            if name[0] == "." and time.time() - file.stat().st_mtime > LITTER_SECONDS:
+            if name[0] == "." and time.time() - file.lstat().st_mtime > LITTER_SECONDS:
                 file.unlink()
 
 
@@ -141,12 +230,20 @@ class Folders:
         self.unreadable: pathlib.Path = incoming.parent / "unreadable"
 
     def make(self) -> None:
-        """Create them, so that a wrong path is reported at once.
+        """Create them, so that a wrong path is reported at once, and keep them to this user.
 
-        :raises OSError: They cannot be created.
+        :raises SetupError: They cannot be created, or others can write into them.
+        :raises OSError: They cannot be created now: the disk is full, for one.
         """
-        for folder in (self.incoming, self.outgoing, self.control):
-            make_folder(folder)
+        for folder in dict.fromkeys((self.incoming, self.outgoing, self.control)):
+            try:
+                make_folder(folder)
+            except OSError as error:
+                if error.errno not in _LASTING:
+                    raise
+                problem = f"it cannot be created ({error.strerror})"
+                raise _refusal(folder, problem, "let this user write there") from error
+            check_private(folder)
 
     def queue(self, queue: str, incoming: bool = False) -> pathlib.Path:
         """Give the folder that holds the messages of a queue.
@@ -193,6 +290,9 @@ class Folders:
             raise error
         target = self.unreadable / f"{path.parent.name}-{path.name}"
         make_folder(target.parent)
+        check_private(target.parent)
+        if os.path.lexists(target):
+            target = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
         try:
             path.replace(target)
         except FileNotFoundError:

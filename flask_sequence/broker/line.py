@@ -12,6 +12,7 @@ import weakref
 from celery.exceptions import OperationalError, QueueNotFound
 from kombu.exceptions import KombuError
 
+from ..errors import SetupError
 from ..failures import one_line, sanitise
 from ..rows.liveness import keepalive_options, unanswered_options
 from ..rows.models import FORMAT
@@ -104,7 +105,7 @@ class Line:
         return bool(getattr(self._open(), "supports_batch_publish", False))  # since kombu 5.7
 
     def _is_broken(self, error: BaseException) -> bool:
-        if self._connection is None or isinstance(error, (OSError, OperationalError)):
+        if self._connection is None or isinstance(error, (OSError, OperationalError, SetupError)):
             return True
         if isinstance(error, KombuError) and error.__cause__ is not None:
             return self._is_broken(error.__cause__)  # of a batch

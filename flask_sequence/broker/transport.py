@@ -22,6 +22,7 @@ from .folders import (
     are_messages,
     make_folder,
     names_in,
+    read_file,
     remove_litter,
     write_file,
 )
@@ -124,7 +125,7 @@ class Channel(virtual.Channel):
     def _take(self, path: pathlib.Path) -> t.Any:
         """Read a message and remove its file, or give None if another process did."""
         try:
-            message = loads(path.read_bytes())
+            message = loads(read_file(path))
             _check_message(message, self)
         except FileNotFoundError:
             return None
@@ -144,7 +145,7 @@ class Channel(virtual.Channel):
         folder = self._folders.queue(queue, incoming=True)
         removed = 0
         for name in are_messages(names_in(folder)):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
                 (folder / name).unlink()
                 removed += 1
         return removed
@@ -160,7 +161,7 @@ class Channel(virtual.Channel):
         folder = self._folders.exchange(exchange)
         for file in [folder / name for name in names_in(folder) if name.endswith(".json")]:
             try:
-                entry = loads(file.read_bytes())
+                entry = loads(read_file(file))
                 binding = Binding(*entry["binding"])
                 dead = entry["signs"] and time.time() - file.stat().st_mtime > DEAD_SECONDS
             except FileNotFoundError:
@@ -282,7 +283,7 @@ class Transport(virtual.Transport):
     def establish_connection(self) -> t.Self:
         """Create the folders, so that a wrong path is reported at once.
 
-        :raises OSError: They cannot be created.
+        :raises SetupError: They cannot be created, or others can write into them.
         """
         self.folders.make()
         return super().establish_connection()

@@ -53,13 +53,17 @@ _CURES: dict[type, str] = {
 }
 
 _log = logging.getLogger("flask_sequence")
+_warned: set[str] = set()
+"""The places that large data was warned of."""
 
 
-def encode(data: t.Mapping[str, t.Any], *, max_bytes: int | None = None) -> str:
+def encode(data: t.Mapping[str, t.Any], *, max_bytes: int | None = None, place: str = "") -> str:
     """Check data and write it as JSON; the same data gives the same text.
 
     :param data: A dict, or a read-only view of one. The order of keys is not kept.
     :param max_bytes: The most bytes that the text may take in UTF-8; ``None`` is no limit.
+    :param place: Where the data come from, a sequence or a step: large ones are warned of in the
+        log, once for each place.
     :return: The text for the JSON column.
     :raises DataError: If something in it would not come back as it is.
     :raises DataTooLargeError: If it takes more than ``max_bytes``.
@@ -72,7 +76,7 @@ def encode(data: t.Mapping[str, t.Any], *, max_bytes: int | None = None) -> str:
     text = json.dumps(
         _Writer().tree(top), sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )
-    _check_size(len(text.encode()), max_bytes)
+    _check_size(len(text.encode()), max_bytes, place)
     return text
 
 
@@ -222,13 +226,21 @@ def _read_marked(mark: t.Any, value: t.Any) -> t.Any:
         ) from None
 
 
-def _check_size(size: int, max_bytes: int | None) -> None:
-    cure = "keep what is large in a table of your own, and its id in the data"
+_CURE = "keep what is large in a table of your own, and its id in the data"
+
+
+def _check_size(size: int, max_bytes: int | None, place: str) -> None:
     if max_bytes is not None and size > max_bytes:
         limit = f"more than the {max_bytes} of SEQUENCE_MAX_DATA_BYTES"
-        raise DataTooLargeError("data", f"takes {size} bytes as JSON, {limit}; {cure}")
-    if size > WARN_BYTES:
-        _log.warning("Data takes %d bytes as JSON, and is written at every step; %s.", size, cure)
+        raise DataTooLargeError("data", f"takes {size} bytes as JSON, {limit}; {_CURE}")
+    if size > WARN_BYTES and place and place not in _warned:
+        _warned.add(place)
+        _log.warning(
+            "The data of %s takes %d bytes as JSON, and is written at every step; %s.",
+            place,
+            size,
+            _CURE,
+        )
 
 
 def _zoned(kind: type[datetime | time], text: str) -> datetime | time:

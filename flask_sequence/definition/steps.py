@@ -42,6 +42,7 @@ DataT = TypeVar("DataT", default=dict[str, t.Any])
 
 RESERVED: t.Mapping[str, str] = {
     "_check_end": "Give yours another name.",
+    "_ended_by": "Give yours another name.",
     "_interrupt": "Give yours another name.",
     "_prepare": "Give yours another name.",
     "attempt": "Give yours another name.",
@@ -230,8 +231,13 @@ class Step(t.Generic[DataT]):
         step = cls._prepare(run, decode_text(encode(data)), 1)
         try:
             _perform_in_place(step)
-        except Interrupt as interrupt:
-            raise StepInterrupted(interrupt) from interrupt
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            interrupt = step._ended_by(error)
+            if isinstance(interrupt, Interrupt):
+                raise StepInterrupted(interrupt) from interrupt
+            raise
         return t.cast(DataT, decode_text(encode(t.cast(dict[str, t.Any], step.data))))
 
     @classmethod
@@ -240,6 +246,10 @@ class Step(t.Generic[DataT]):
         step.run, step.data, step.attempt = run, t.cast(DataT, data), attempt
         cls.__init__(step)  # After the rest, so that a step's own __init__ can read it.
         return step
+
+    def _ended_by(self, error: BaseException) -> BaseException:
+        # A task group wraps an interrupt, and what catches it may raise something else.
+        return self._interrupt or error
 
     def _check_end(self, result: object) -> None:
         check_result(self.name, result)

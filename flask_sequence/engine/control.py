@@ -132,7 +132,7 @@ def start(
     """
     runtime = current_runtime()
     first = definition.first
-    text = encode(data, max_bytes=runtime.settings.max_data_bytes)
+    text = encode(data, max_bytes=runtime.settings.max_data_bytes, place=definition.name)
     run = SequenceRun(
         **_new_row(runtime, definition, options),
         uid=uuid.uuid4(),
@@ -195,8 +195,9 @@ def start_many(
     runtime = current_runtime()
     if options.key is not None:
         raise InvalidOptionError("start_many() takes no key: it names one run. Use start().")
-    limit = runtime.settings.max_data_bytes
-    rows = [{"uid": uuid.uuid4(), "data": encode(data, max_bytes=limit)} for data in many]
+    limit, place = runtime.settings.max_data_bytes, definition.name
+    texts = [encode(data, max_bytes=limit, place=place) for data in many]
+    rows = [{"uid": uuid.uuid4(), "data": text} for text in texts]
     if not rows:
         return []
     session = runtime.db.session()

@@ -15,6 +15,7 @@ from celery import signals
 from celery.concurrency.prefork import TaskPool as Prefork
 from celery.concurrency.solo import TaskPool as Solo
 
+from ..broker.embedded import check_folders
 from ..broker.line import keep_alive
 from ..definition.registry import get_sequence, sequence_names
 from ..engine.connections import KeptConnection, bind_of
@@ -110,6 +111,7 @@ def _on_init(sender: t.Any, **_: t.Any) -> None:
 
 def _prepare(runtime: Runtime) -> None:
     import_sequences(runtime)
+    check_folders(runtime.celery)
     with own_context(runtime):
         engine = bind_of(runtime).engine
         if is_memory(engine):

@@ -341,14 +341,14 @@ def test_a_message_with_wrong_permissions_is_set_aside(
     connection = connect()
     send(connection, "good")
     bad_file(folder, "not JSON")
-    read = pathlib.Path.read_bytes
+    read = folders.read_file
 
-    def read_bytes(path: pathlib.Path) -> bytes:  # root reads everything
+    def read_file(path: pathlib.Path) -> bytes:  # root reads everything
         if path.name == "0-bad.msg":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return read(path)
 
-    monkeypatch.setattr(pathlib.Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(transport, "read_file", read_file)
     assert receive(connection) == "good"
     assert (folder / "unreadable" / "mail-0-bad.msg").exists()
 
@@ -359,11 +359,11 @@ def test_a_process_that_is_short_of_files_sets_nothing_aside(
     connection = connect()
     send(connection, "good")
 
-    def read_bytes(path: pathlib.Path) -> bytes:
+    def read_file(path: pathlib.Path) -> bytes:
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pathlib.Path, "read_bytes", read_bytes)
+        patch.setattr(transport, "read_file", read_file)
         with pytest.raises(OSError, match="Too many open files"):
             receive(connection)
     assert receive(connection) == "good"
@@ -380,10 +380,10 @@ def test_what_another_process_takes_or_sets_aside_first_is_passed_over(
     send(connection, "taken")
     send(connection, "mine")
     bad_file(folder, "empty")
-    read = pathlib.Path.read_bytes
+    read = folders.read_file
     raced = 0
 
-    def read_bytes(path: pathlib.Path) -> bytes:
+    def read_file(path: pathlib.Path) -> bytes:
         nonlocal raced
         content = read(path)
         if raced < 2:
@@ -391,7 +391,7 @@ def test_what_another_process_takes_or_sets_aside_first_is_passed_over(
             path.unlink()
         return content
 
-    monkeypatch.setattr(pathlib.Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(transport, "read_file", read_file)
     assert receive(connection) == "mine"
     assert raced == 2
     assert not caplog.records

@@ -280,30 +280,36 @@ def test_the_limit_counts_bytes() -> None:
     assert e.value.path == "data"
 
 
-def test_large_data_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_large_data_is_warned_of_once_for_each_place(caplog: pytest.LogCaptureFixture) -> None:
     fill = "a" * (WARN_BYTES - len('{"a":""}'))
+    places = [f"Large{uuid.uuid4().hex}.step" for _ in range(2)]  # it lasts as long as the process
     with caplog.at_level(logging.WARNING, "flask_sequence"):
-        encode({"a": fill})
+        for place in places:
+            encode({"a": fill}, place=place)
+        encode({"a": f"{fill}b"})  # to be read, or shown
         assert not caplog.records
-        encode({"a": f"{fill}b"})
-    assert [record.name for record in caplog.records] == ["flask_sequence"]
-    assert f"takes {WARN_BYTES + 1} bytes" in caplog.text
+        for place in places * 3:
+            encode({"a": f"{fill}b"}, place=place)
+    assert [record.name for record in caplog.records] == ["flask_sequence"] * 2
+    for place, record in zip(places, caplog.records, strict=True):
+        assert f"data of {place} takes {WARN_BYTES + 1} bytes" in record.getMessage()
 
 
 @pytest.mark.parametrize(
     "tree",
     [
-        {"a": {"__type__": "later", "__value__": "1"}},
-        {"a": {"__type__": ["uuid"], "__value__": "1"}},
-        {"a": {"__type__": "uuid", "__value__": "1"}},
+        {"a": {"__type__": "later", "__value__": "hush"}},
+        {"a": {"__type__": ["uuid"], "__value__": "hush"}},
+        {"a": {"__type__": "uuid", "__value__": "hush"}},
         {"a": {"__type__": "uuid", "__value__": 1}},
-        {"a": {"__type__": "decimal", "__value__": "one"}},
+        {"a": {"__type__": "decimal", "__value__": "hush"}},
         {"a": {"__type__": "base64", "__value__": "a"}},
     ],
 )
 def test_a_mark_that_cannot_be_read_is_an_error(tree: t.Any) -> None:
-    with pytest.raises(DataError, match="cannot be read; update flask-sequence"):
+    with pytest.raises(DataError, match="cannot be read; update flask-sequence") as caught:
         decode(tree)
+    assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize("tree", [None, [], "a", {"__type__": "int", "__value__": "0x1"}])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
@@ -149,6 +151,87 @@ class TestStepClass:
         assert prepared(CreateMessage).idempotency_key in keys
 
 
+async def in_a_task_group(self: t.Any) -> None:
+    async def end() -> None:
+        self.end()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.sleep(60))
+        group.create_task(end())
+
+
+async def in_nested_task_groups(self: t.Any) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(in_a_task_group(self))
+
+
+async def in_a_task_that_nobody_waits_for(self: t.Any) -> None:
+    async def end() -> None:
+        self.end()
+
+    task = asyncio.create_task(end())
+    await asyncio.wait([task])
+
+
+async def in_a_gathering(self: t.Any) -> None:
+    async def end() -> None:
+        self.end()
+
+    await asyncio.gather(end(), asyncio.sleep(0), return_exceptions=True)
+    raise KeyError("after it")
+
+
+def in_a_group(self: t.Any) -> None:
+    try:
+        self.end()
+    except BaseException as error:
+        raise BaseExceptionGroup("wrapped", [error, ValueError()]) from None
+
+
+def as_a_cause(self: t.Any) -> None:
+    try:
+        self.end()
+    except BaseException as error:
+        raise RuntimeError("wrapped") from error
+
+
+def as_a_context(self: t.Any) -> None:
+    try:
+        self.end()
+    finally:
+        raise RuntimeError("wrapped")
+
+
+def swallowed_before_an_error(self: t.Any) -> None:
+    with contextlib.suppress(BaseException):
+        self.end()
+    raise ValueError("later")
+
+
+def in_a_thread(self: t.Any) -> None:
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        pool.submit(self.end).result()
+
+
+def in_a_thread_that_nobody_asks(self: t.Any) -> None:
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        pool.submit(self.end)
+
+
+WRAPS = (
+    in_a_task_group,
+    in_nested_task_groups,
+    in_a_task_that_nobody_waits_for,
+    in_a_gathering,
+    in_a_group,
+    as_a_cause,
+    as_a_context,
+    swallowed_before_an_error,
+    in_a_thread,
+    in_a_thread_that_nobody_asks,
+)
+
+
 class TestInterrupts:
     def test_retry_keeps_reason_and_delay(self) -> None:
         reason = OSError("no route")
@@ -215,6 +298,51 @@ class TestInterrupts:
 
         with pytest.raises(errors.StepInterrupted, match="no such address"):
             SendReceipt.call({})
+
+    @pytest.mark.parametrize("way", ["finish", "fail", "retry"])
+    @pytest.mark.parametrize("wrap", WRAPS, ids=lambda wrap: wrap.__name__)
+    def test_it_holds_however_it_is_wrapped(self, wrap: t.Callable[..., t.Any], way: str) -> None:
+        class Wrapped(Step):
+            perform = wrap
+
+            def end(self) -> None:
+                getattr(self, way)(*["reason"] * (way == "fail"))
+
+        with pytest.raises(errors.StepInterrupted, match=rf"self\.{way}\(") as caught:
+            Wrapped.call({})
+        assert type(caught.value.interrupt).__name__ == f"{way.title()}Interrupt"
+
+    def test_that_of_another_step_does_not(self) -> None:
+        class Inner(Step):
+            def perform(self) -> None:
+                self.finish()
+
+        class Outer(Step):
+            def perform(self) -> None:
+                with contextlib.suppress(errors.StepInterrupted):
+                    Inner.call({})
+                self.data["went"] = "on"
+
+        class Wrong(Step):
+            def perform(self) -> None:
+                Inner.call({})
+
+        assert Outer.call({}) == {"went": "on"}
+        with pytest.raises(errors.StepInterrupted) as caught:
+            Wrong.call({})
+        assert caught.value.__cause__ is caught.value.interrupt
+
+    @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+    def test_the_end_of_the_process_goes_before_it(self, kind: type[BaseException]) -> None:
+        class Stopped(Step):
+            def perform(self) -> None:
+                try:
+                    self.finish()
+                finally:
+                    raise kind
+
+        with pytest.raises(kind):
+            Stopped.call({})
 
 
 class TestCall:

@@ -8,6 +8,7 @@ import math
 import re
 import threading
 import typing as t
+import uuid
 
 import pytest
 import sqlalchemy as sa
@@ -26,6 +27,7 @@ from flask_sequence import (
     Status,
     step,
 )
+from flask_sequence.definition.data import WARN_BYTES
 from flask_sequence.engine import control
 from flask_sequence.runtime import Nudge
 from flask_sequence.testing import drain
@@ -38,6 +40,7 @@ from tests.support.starts import (
     committed_runs,
     record_published,
 )
+from tests.support.stepping import make_sequence
 
 MakeApp = t.Callable[..., Flask]
 UTC = datetime.UTC
@@ -582,3 +585,13 @@ def _start_twenty(app: Flask, read_first: bool) -> None:
         run_ids = set(pool.map(start, range(20)))
     assert list(run_ids) == committed_runs(app)
     assert sorted(committed_notes(app), key=int) == [str(number) for number in range(20)]
+
+
+def test_large_data_is_warned_of_once(sqlite_app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    name = f"Large{uuid.uuid4().hex}"
+    sequence = make_sequence(lambda step: None, name=name)
+    for _ in range(2):
+        sequence.start(fill="a" * WARN_BYTES)
+        sequence.start_many([{"fill": "a" * WARN_BYTES}] * 2)
+        db.session.commit()
+    assert caplog.text.count(f"The data of {name} takes") == 1
