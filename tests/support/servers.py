@@ -319,11 +319,26 @@ class RabbitMQServer(Server):
         """Choose a second port: its nodes talk to each other on one."""
         self.node_port = free_port()
         (self.folder / "plugins").write_text("[].\n")
+        (self.folder / "own.conf").write_text("loopback_users = none\n")
         self._give_away()
 
     def command(self) -> list[str]:
         """Give the command."""
         return ["rabbitmq-server"]
+
+    def _has_answered(self) -> bool:
+        if self.host is None:
+            return super()._has_answered()
+        return self._told.count("Server startup complete") > self._starts
+
+    def start(self) -> t.Self:
+        """Start it."""
+        self._starts = self._told.count("Server startup complete")
+        return super().start()
+
+    @property
+    def _told(self) -> str:
+        return "".join(path.read_text("utf-8") for path in self.folder.glob("logs/*.log"))
 
     @property
     def main_pid(self) -> int:
@@ -341,6 +356,6 @@ class RabbitMQServer(Server):
             "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
             "RABBITMQ_LOG_BASE": str(self.folder / "logs"),
             "RABBITMQ_PID_FILE": str(self.folder / "pid"),
-            "RABBITMQ_CONFIG_FILE": str(self.folder / "none"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "own.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
         }
