@@ -36,7 +36,7 @@ ROOMS = {
     "definition": "callables retry options data steps functions registry",
     "rows": "driver_errors columns liveness dialects own_connections locks models readonly claims"
     " reads prepared statements moves upkeep migration",
-    "broker": "bounded folders transport embedded share line publisher",
+    "broker": "bounded folders transport garbage embedded share line publisher",
     "engine": "own_errors contexts connections waiting transaction fence doors in_hand control"
     " attempt patience claiming runner retention",
     "worker": "children forking repeats task post duties.duty duties.batches duties.lease"

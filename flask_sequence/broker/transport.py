@@ -43,10 +43,14 @@ DEAD_SECONDS = 300.0
 _count = itertools.count()
 
 
-def _check_message(message: t.Any, channel: virtual.Channel) -> None:
-    """Raise on what would end a worker that takes it for a message."""
+def check_message(message: t.Any, channel: t.Any) -> None:
+    """Raise on what would end a worker that takes it for a message.
+
+    :param message: What came.
+    :param channel: The channel that it came through.
+    """
     properties, headers = message["properties"], message["headers"]
-    properties["delivery_tag"], headers.get("task")
+    hash(properties["delivery_tag"]), hash(headers.get("task"))
     properties["delivery_info"]["exchange"], properties["delivery_info"]["routing_key"]
     channel.decode_body(message["body"], properties.get("body_encoding"))
 
@@ -126,7 +130,7 @@ class Channel(virtual.Channel):
         """Read a message and remove its file, or give None if another process did."""
         try:
             message = loads(read_file(path))
-            _check_message(message, self)
+            check_message(message, self)
         except FileNotFoundError:
             return None
         except Exception as error:  # whatever is wrong with one file must not end the worker

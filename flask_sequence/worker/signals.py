@@ -16,6 +16,7 @@ from celery.concurrency.prefork import TaskPool as Prefork
 from celery.concurrency.solo import TaskPool as Solo
 
 from ..broker.embedded import check_folders
+from ..broker.garbage import leave_garbage_alone
 from ..broker.line import keep_alive
 from ..definition.registry import get_sequence, sequence_names
 from ..engine.connections import KeptConnection, bind_of
@@ -104,6 +105,7 @@ def _on_init(sender: t.Any, **_: t.Any) -> None:
         logger.exception("A module that SEQUENCE_IMPORTS names cannot be imported")
         raise SystemExit(1) from error
     keep_alive(sender.app)
+    leave_garbage_alone(sender.app)
     # RabbitMQ closes the channel where nudges wait for half an hour behind long steps, and Celery
     # would end the worker.
     sender.app.conf.broker_channel_error_retry = True

@@ -37,9 +37,22 @@ HELP = {
     "step_seconds": "how long a step takes, on average",
     "goal": "in how many seconds after the last fault all must be done",
     "settle": "how many seconds to wait for it",
+    "partition": "put workers, starters, database and broker on hosts of their own, and cut their"
+    " links instead of killing processes",
+    "cut_every": "seconds from one cut link to the next, with --partition",
     "peer": "do the same work without flask-sequence, for comparison",
     "acks_late": "the peer acknowledges late and rejects on a lost worker",
 }
+
+
+PARTITION = {
+    "kill_every": 0.0,
+    "flushes": 0,
+    "database_restarts": 0,
+    "goal": 60.0,
+    "settle": 90.0,
+}
+"""The defaults of a storm that only cuts links."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -61,7 +74,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Have the storm that the command line asks for."""
-    arguments = vars(make_parser().parse_args())
+    parser = make_parser()
+    if parser.parse_args().partition:
+        parser.set_defaults(**PARTITION)
+    arguments = vars(parser.parse_args())
     output: Path = arguments.pop("output")
     options = Options(**arguments)
     if options.peer and options.broker == "embedded":

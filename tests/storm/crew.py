@@ -8,6 +8,7 @@ import signal
 import typing as t
 from pathlib import Path
 
+from tests.support.hosts import Host
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker, write_module
 
@@ -32,11 +33,13 @@ class Crew:
     """The workers.
 
     :param place: The storm.
+    :param hosts: The hosts that they run on in turn, if not this one.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, hosts: t.Sequence[Host] = ()) -> None:
         options = place.options
         self.place = place
+        self.hosts = hosts
         self.folder = Path(place.folder)
         self.is_peer = options.peer is not None
         self.module = write_module(self.folder, SOURCES[self.is_peer], "storm_app")
@@ -48,7 +51,7 @@ class Crew:
         self.slots: list[Worker] = []
 
     def __enter__(self) -> t.Self:
-        self.slots = [self.launch() for _ in range(self.place.options.workers)]
+        self.slots = [self.launch(slot) for slot in range(self.place.options.workers)]
         for worker in self.slots:
             wait_until(lambda worker=worker: worker.is_ready, 60, message=worker.log)  # type: ignore[misc]
         return self
@@ -57,9 +60,13 @@ class Crew:
         for worker in self.started:
             worker.kill()
 
-    def launch(self) -> Worker:
-        """Start a worker, and do not wait."""
+    def launch(self, slot: int) -> Worker:
+        """Start a worker, and do not wait.
+
+        :param slot: Which.
+        """
         environment = self.place.environment
+        host = self.hosts[slot % len(self.hosts)] if self.hosts else None
         worker = Worker(
             self.folder,
             self.module,
@@ -67,6 +74,7 @@ class Crew:
             *("-n", f"storm{len(self.started)}@%h"),
             celery=self.is_peer,
             env=environment,
+            host=host,
         )
         self.started.append(worker)
         return worker.launch()
@@ -82,7 +90,7 @@ class Crew:
             if worker.exit_code is not None:
                 said = worker.log.strip().splitlines()[-1:]
                 self.ended.append(f"worker {slot}, {worker.pid}: {worker.exit_code}, {said}")
-                self.slots[slot] = self.launch()
+                self.slots[slot] = self.launch(slot)
 
     def kill_child(self, slot: int, pick: t.Callable[[list[int]], int]) -> str:
         """Kill a process of the pool, and tell which.
@@ -111,7 +119,7 @@ class Crew:
 
     def _replace(self, slot: int) -> str:
         pid = self.slots[slot].pid
-        self.slots[slot] = self.launch()
+        self.slots[slot] = self.launch(slot)
         return f"worker {slot}, {pid}"
 
     def stop(self, slot: int) -> str:

@@ -12,11 +12,14 @@ if t.TYPE_CHECKING:
     from tests.storm.crew import Crew
     from tests.storm.place import Options, Place
     from tests.storm.servers import Broker, Database
+    from tests.support.hosts import Host
 
 KILLS = {"child": 16, "worker": 2, "main": 1, "stop": 1}
 """What happens to a process, and how often of 20: most kills are those of a child."""
 EXTRA_SECONDS = 1.0
-"""How long beyond lease and sweep a worker is stopped."""
+"""How long beyond lease and sweep a worker is stopped, or cut off."""
+CUTS = ("database cut", "broker host", "worker cut", "database host", "broker cut")
+"""What happens to links, in turn: cut for a while, or until another host is at the address."""
 
 
 @dataclass
@@ -35,6 +38,8 @@ class Planned:
 
     at: float
     kind: str
+    seconds: float = 0.0
+    """How long it takes."""
 
 
 def stop_seconds(options: Options) -> float:
@@ -88,6 +93,26 @@ def plan_servers(options: Options) -> list[Planned]:
     return sorted(plan, key=lambda planned: planned.at)
 
 
+def plan_cuts(options: Options) -> list[Planned]:
+    """Give what happens to links: each kind in turn, for a short time or a longer one.
+
+    A worker is cut off for so long that others take over what it held.
+
+    :param options: The storm's.
+    """
+    if not options.partition:
+        return []
+    chance = random.Random(f"{options.seed} cuts")
+    first, plan = chance.randrange(len(CUTS)), []
+    for number in range(1, int(options.seconds / options.cut_every) + 1):
+        kind = CUTS[(first + number) % len(CUTS)]
+        seconds = chance.uniform(0.1, 0.8) * options.cut_every
+        if kind == "worker cut":
+            seconds = stop_seconds(options)
+        plan.append(Planned(number * options.cut_every, kind, seconds))
+    return plan
+
+
 class Nemesis:
     """Does it.
 
@@ -95,10 +120,20 @@ class Nemesis:
     :param crew: The workers.
     :param database: The database.
     :param broker: The broker.
+    :param working: The hosts of the workers, whose links can be cut.
     """
 
-    def __init__(self, place: Place, crew: Crew, database: Database, broker: Broker) -> None:
+    def __init__(
+        self,
+        place: Place,
+        crew: Crew,
+        database: Database,
+        broker: Broker,
+        working: t.Sequence[Host] = (),
+    ) -> None:
         self.place, self.crew = place, crew
+        self.hosts = {"database": database.server, "broker": broker.server}
+        self.working = working
         self.chance = random.Random(f"{place.options.seed} victims")
         self.servers: dict[str, t.Callable[[], object]] = {
             "flush": broker.flush,
@@ -110,13 +145,15 @@ class Nemesis:
         plan = plan_servers(place.options)
         brokers = [planned for planned in plan if planned.kind != "database"]
         databases = [planned for planned in plan if planned.kind == "database"]
+        works = [
+            (self.harm_processes, plan_kills(place.options)),
+            (self.harm_servers, brokers),
+            (self.harm_servers, databases),
+        ]
+        # Each in a thread: one may last until after the next one has begun.
+        works += [(self.harm_links, [planned]) for planned in plan_cuts(place.options)]
         self.threads = [
-            threading.Thread(target=self.guard, args=args, daemon=True)
-            for args in (
-                (self.harm_processes, plan_kills(place.options)),
-                (self.harm_servers, brokers),
-                (self.harm_servers, databases),
-            )
+            threading.Thread(target=self.guard, args=args, daemon=True) for args in works
         ]
 
     def start(self) -> None:
@@ -175,6 +212,25 @@ class Nemesis:
         if sleeper is not None:
             time.sleep(max(0.0, sleeper[1].until - time.time()))
             self.wake(*sleeper)
+
+    def harm_links(self, plan: list[Planned]) -> None:
+        """Cut a host off without a word; mend it, or put another one at its address."""
+        for planned in plan:
+            where, _, what = planned.kind.partition(" ")
+            server = self.hosts.get(where)
+            self.wait_for(planned)
+            host = self.chance.choice(self.working) if server is None else server.host
+            assert host is not None
+            at = time.time()
+            host.cut()
+            if what == "host" and server is not None:
+                server.kill()
+                host.replace()
+            time.sleep(planned.seconds)
+            if what == "host" and server is not None:
+                server.start()
+            host.mend()
+            self.faults.append(Fault(planned.kind, host.name, at, time.time()))
 
     def wake(self, slot: int, fault: Fault) -> None:
         """Let a worker go on."""

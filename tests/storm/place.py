@@ -42,6 +42,9 @@ class Options:
     """In how many seconds after the last fault all must be done."""
     settle: float = 60.0
     """How long to wait for it."""
+    partition: bool = False
+    """Whether it takes place on hosts of its own, whose links are cut."""
+    cut_every: float = 10.0
     peer: str | None = None
     acks_late: bool = False
 

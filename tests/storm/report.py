@@ -24,6 +24,11 @@ COLOURS = {
     "flush": "#1971c2",
     "broker": "#0b7285",
     "database": "#212529",
+    "database cut": "#66a80f",
+    "database host": "#2b8a3e",
+    "worker cut": "#e64980",
+    "broker cut": "#15aabf",
+    "broker host": "#4263eb",
 }
 NAMES = {
     "child": "child killed",
@@ -33,8 +38,14 @@ NAMES = {
     "flush": "broker flushed",
     "broker": "broker restarted",
     "database": "database restarted",
+    "database cut": "host of the database cut off",
+    "database host": "host of the database lost, another one at its address",
+    "worker cut": "host of workers cut off beyond the lease",
+    "broker cut": "host of the broker cut off",
+    "broker host": "host of the broker lost, another one at its address",
 }
 WIDTH, HEIGHT, LEFT, TOP = 900, 260, 50, 20
+BOTTOM = TOP + HEIGHT + 4 + 8 * len(COLOURS)
 SHOWN = 5
 """How many findings of each kind the text names."""
 
@@ -127,7 +138,7 @@ def text(result: Result) -> str:
             f"{peer}{len(result.started)} runs of 5 steps on {options.database} and"
             f" {options.broker}, {options.workers} workers of {options.concurrency}"
             f" ({options.pool}), lease {options.lease:g} s, sweep {options.sweep:g} s, seed"
-            f" {options.seed}",
+            f" {options.seed}{', on hosts of their own' if options.partition else ''}",
             f"In {options.seconds:g} s:",
             *kinds,
             "Found:",
@@ -166,14 +177,13 @@ def picture(result: Result) -> str:
     ]
     seconds = range(0, int(span) + 1, max(1, int(span / 10)))
     axis = [
-        f'<text x="{x(result.began + at):.0f}" y="{TOP + HEIGHT + 76}">{at} s</text>'
-        for at in seconds
+        f'<text x="{x(result.began + at):.0f}" y="{BOTTOM + 18}">{at} s</text>' for at in seconds
     ]
     axis += [f'<text x="4" y="{y(count) + 4:.0f}">{count}</text>' for count in (0, most)]
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 20} 460"'
-            ' font-family="sans-serif" font-size="11">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 20}'
+            f' {BOTTOM + 130}" font-family="sans-serif" font-size="11">',
             "<title>Runs started and finished, and faults, over time</title>",
             '<rect width="100%" height="100%" fill="white"/>',
             *curves,
@@ -212,7 +222,7 @@ def _legend() -> list[str]:
     rows += [(NAMES[kind], colour) for kind, colour in COLOURS.items()]
     drawn = []
     for number, (name, colour) in enumerate(rows):
-        x, y = LEFT + number % 3 * 300, TOP + HEIGHT + 110 + number // 3 * 20
+        x, y = LEFT + number % 3 * 300, BOTTOM + 46 + number // 3 * 20
         drawn.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
         drawn.append(f'<text x="{x + 16}" y="{y}">{name}</text>')
     return drawn

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
+import sqlalchemy as sa
 from kombu import Connection, Queue
 
 from tests.support import services
+from tests.support.hosts import Host
 from tests.support.servers import (
     MariaDBServer,
     PostgreSQLServer,
@@ -31,8 +33,12 @@ class Database:
     """A database."""
 
     url: str
+    """Its address here."""
     restart: t.Callable[[], object]
     """Kill it and start it again; a SQLite file is locked by a stranger instead."""
+    remote_url: str
+    """Its address for those who take part in the storm."""
+    server: Server | None = None
 
 
 @dataclass(frozen=True)
@@ -45,46 +51,49 @@ class Broker:
     """Throw away what waits in it."""
     restart: t.Callable[[], object]
     """Kill it and start it again; the embedded one has no process, and is flushed."""
+    server: Server | None = None
 
 
 @contextlib.contextmanager
-def open_database(kind: str, folder: Path) -> t.Iterator[Database]:
+def open_database(kind: str, folder: Path, host: Host | None) -> t.Iterator[Database]:
     """Start a database.
 
     :param kind: ``postgresql``, ``mariadb`` or ``sqlite``.
     :param folder: Where the file lies.
+    :param host: The host that it runs on, if not this one.
     """
     if kind == "sqlite":
         path = folder / "storm.sqlite"
-        yield Database(f"sqlite:///{path}", lambda: _lock(path))
-    elif kind == "postgresql":
-        with PostgreSQLServer() as server:
-            yield Database(server.url, server.restart)
-    else:
-        with MariaDBServer() as mariadb:
-            yield Database(services.create_database(mariadb.url), mariadb.restart)
+        yield Database(f"sqlite:///{path}", lambda: _lock(path), f"sqlite:///{path}")
+        return
+    server = PostgreSQLServer(host) if kind == "postgresql" else MariaDBServer(host)
+    with server:
+        url = services.create_database(server.url)
+        remote = services.database_at(server.remote_url, str(sa.make_url(url).database))
+        yield Database(url, server.restart, remote, server)
 
 
 @contextlib.contextmanager
-def open_broker(kind: str, folder: Path) -> t.Iterator[Broker]:
+def open_broker(kind: str, folder: Path, host: Host | None) -> t.Iterator[Broker]:
     """Start a broker.
 
     :param kind: ``redis``, ``rabbitmq`` or ``embedded``.
     :param folder: The storm's.
+    :param host: The host that it runs on, if not this one.
     """
     if kind == "embedded":
         yield Broker(None, lambda: _flush_files(folder), lambda: _flush_files(folder))
         return
-    server: Server = RedisServer() if kind == "redis" else RabbitMQServer()
+    server: Server = RedisServer(host) if kind == "redis" else RabbitMQServer(host)
     flush = _flush_redis if kind == "redis" else _flush_rabbitmq
     with server:
         celery = {
-            "broker_url": server.url,
+            "broker_url": server.remote_url,
             "task_default_queue": QUEUE,
             "broker_connection_retry_on_startup": True,
             "broker_connection_max_retries": None,
         }
-        yield Broker(celery, lambda: flush(server.url), server.restart)
+        yield Broker(celery, lambda: flush(server.url), server.restart, server)
 
 
 def _lock(path: Path) -> None:

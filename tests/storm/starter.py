@@ -26,6 +26,14 @@ SHARE = 0.9
 """In which part of the storm the starts happen."""
 
 
+CUT: dict[str, dict[str, t.Any]] = {
+    "postgresql": {"connect_timeout": 5, "keepalives_idle": 5, "tcp_user_timeout": 10_000},
+    "mariadb": {"connect_timeout": 5, "read_timeout": 10, "write_timeout": 10},
+    "sqlite": {},
+}
+"""The arguments for the driver with which an application notices that a link is cut."""
+
+
 class Starter:
     """Starts its share of the runs, spread over the storm.
 
@@ -40,7 +48,10 @@ class Starter:
         self.file = (Path(place.folder) / f"starts-{number}").open("a", buffering=1)
         self.markers = 0
         self.begin: t.Callable[[str], None] = self.begin_run
-        self.app = celery_chain.flask_app if self.options.peer else make_app(place)
+        # As a web process, which has to look after its connections itself.
+        engine = {"connect_args": CUT[place.options.database]} if place.options.partition else {}
+        config = {"SQLALCHEMY_ENGINE_OPTIONS": engine}
+        self.app = celery_chain.flask_app if self.options.peer else make_app(place, **config)
 
     def run(self) -> None:
         """Start them all."""

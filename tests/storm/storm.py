@@ -23,6 +23,7 @@ from tests.storm.report import Result
 from tests.storm.servers import open_broker, open_database
 from tests.storm.tables import make_tables
 from tests.support.application import close_app
+from tests.support.hosts import Host, Network, require
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
 
@@ -42,17 +43,22 @@ def run_storm(options: Options, output: Path, stream: t.TextIO = sys.stderr) -> 
     load = os.getloadavg()[0]
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        database = stack.enter_context(open_database(options.database, folder))
-        broker = stack.enter_context(open_broker(options.broker, folder))
-        place = Place(str(folder), database.url, broker.celery, 0.0, options)
+        hosts = stack.enter_context(_hosts()) if options.partition else {}
+        database = stack.enter_context(
+            open_database(options.database, folder, hosts.get("database"))
+        )
+        broker = stack.enter_context(open_broker(options.broker, folder, hosts.get("broker")))
+        place = Place(str(folder), database.remote_url, broker.celery, 0.0, options)
         place.save()
-        make_tables(place)
-        crew = stack.enter_context(Crew(place))
-        starters = stack.enter_context(_starters(place))
+        judge = replace(place, database=database.url)
+        make_tables(judge)
+        working = [host for name, host in hosts.items() if name.startswith("work")]
+        crew = stack.enter_context(Crew(place, working))
+        starters = stack.enter_context(_starters(place, hosts.get("web")))
         place = replace(place, began=time.time())
         (folder / BEGAN).write_text(str(place.began))
-        nemesis = Nemesis(place, crew, database, broker)
-        reader = Reader(place)
+        nemesis = Nemesis(place, crew, database, broker, working)
+        reader = Reader(judge)
         stack.callback(close_app, reader.app)
         nemesis.start()
         _watch(nemesis, starters, crew, reader, Progress(options.runs, stream))
@@ -64,13 +70,22 @@ def run_storm(options: Options, output: Path, stream: t.TextIO = sys.stderr) -> 
 
 
 @contextlib.contextmanager
-def _starters(place: Place) -> t.Iterator[list[subprocess.Popen[bytes]]]:
+def _hosts() -> t.Iterator[dict[str, Host]]:
+    require()
+    names = ("work1", "work2", "web", "database", "broker")
+    with Network(*names) as network:
+        yield {name: network[name] for name in names}
+
+
+@contextlib.contextmanager
+def _starters(place: Place, host: Host | None) -> t.Iterator[list[subprocess.Popen[bytes]]]:
     path = os.pathsep.join((place.folder, str(ROOT)))
     environment = {**os.environ, **place.environment, "PYTHONPATH": path}
     started = []
     for number in range(place.options.starters):
         with (Path(place.folder) / f"starter-{number}.log").open("wb") as log:
-            command = [sys.executable, "-m", "tests.storm.starter", str(number)]
+            enter = () if host is None else host.enter
+            command = [*enter, sys.executable, "-m", "tests.storm.starter", str(number)]
             started.append(
                 subprocess.Popen(
                     command,

@@ -47,15 +47,15 @@ class StormEffect(db.Model):  # type: ignore[name-defined, misc]
     at: Mapped[float] = mapped_column(sa.Double, default=time.time)
 
 
-def make_app(place: Place) -> Flask:
+def make_app(place: Place, **config: t.Any) -> Flask:
     """Make the application of a storm.
 
     :param place: The storm.
+    :param config: More of ``app.config``.
     """
     instance = f"{place.folder}/instance"
-    return create_app(
-        place.database, place.celery, database=db, instance_path=instance, **place.settings
-    )
+    config = {**place.settings, **config}
+    return create_app(place.database, place.celery, database=db, instance_path=instance, **config)
 
 
 def make_tables(place: Place) -> None:

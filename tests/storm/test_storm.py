@@ -24,7 +24,15 @@ from tests.storm.checker import (
     expected_values,
 )
 from tests.storm.ledger import Counts, committed_markers
-from tests.storm.nemesis import KILLS, Fault, plan_kills, plan_servers, stop_seconds
+from tests.storm.nemesis import (
+    CUTS,
+    KILLS,
+    Fault,
+    plan_cuts,
+    plan_kills,
+    plan_servers,
+    stop_seconds,
+)
 from tests.storm.place import Options
 from tests.storm.progress import Progress
 from tests.storm.report import Result, text, write
@@ -176,11 +184,24 @@ def test_as_much_is_planned_as_was_asked_for() -> None:
     assert plan_kills(dataclasses.replace(options, kill_every=0)) == []
 
 
+def test_each_link_is_cut_in_turn() -> None:
+    options = Options(seconds=120, partition=True)
+    plan = plan_cuts(options)
+    assert plan == plan_cuts(options) != plan_cuts(dataclasses.replace(options, seed=2))
+    assert [planned.at for planned in plan] == list(range(10, 121, 10))
+    assert {planned.kind for planned in plan} == set(CUTS)
+    longest = max(planned.seconds for planned in plan if planned.kind == "worker cut")
+    assert longest > options.lease + options.sweep
+    assert plan_cuts(Options(seconds=120)) == []
+
+
 # The report
 
 
 def make_result(**changes: t.Any) -> Result:
-    faults = [Fault(kind, "one", 2.0, 5.0) for kind in (*KILLS, "flush", "broker", "database")]
+    faults = [
+        Fault(kind, "one", 2.0, 5.0) for kind in (*KILLS, *CUTS, "flush", "broker", "database")
+    ]
     result = Result(
         options=Options(runs=3),
         findings=check(good_ledger()),
@@ -275,4 +296,15 @@ def test_nothing_is_lost_and_nothing_happens_twice(options: Options, tmp_path: P
     assert result.problems == [], text(result)
     kinds = {fault.kind for fault in result.faults}
     assert kinds >= {"child", "flush", "database"}
+    assert len(result.finished) >= options.runs
+
+
+def test_nothing_is_lost_where_links_are_cut(tmp_path: Path) -> None:
+    options = dataclasses.replace(
+        SMALL, runs=40, seconds=16, cut_every=8.0, partition=True, workers=2, kill_every=0.0
+    )
+    options = dataclasses.replace(options, flushes=0, database_restarts=0, step_seconds=0.2)
+    result = run_storm(options, tmp_path, io.StringIO())
+    assert result.problems == [], text(result)
+    assert len(result.faults) == 2
     assert len(result.finished) >= options.runs

@@ -11,6 +11,7 @@ import functools
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import typing as t
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ import pytest
 _numbers = itertools.count(1)
 
 
-def _run(*command: str) -> None:
+def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
 
 
 @functools.cache
@@ -69,9 +71,11 @@ class Network:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for namespace in (*(host.namespace for host in self._hosts.values()), self.router):
+        for host in self._hosts.values():
             with contextlib.suppress(OSError):
-                _run("ip", "netns", "delete", namespace)
+                host.remove()
+        with contextlib.suppress(OSError):
+            _run("ip", "netns", "delete", self.router)
 
     def __getitem__(self, name: str) -> Host:
         return self._hosts[name]
@@ -136,8 +140,15 @@ class Host:
         What ran on the old one must have been killed, behind a cut.
         """
         _run("ip", "-n", self.network.router, "link", "delete", f"to{self.number}")
-        _run("ip", "netns", "delete", self.namespace)
+        self.remove()
         self.attach()
+
+    def remove(self) -> None:
+        """End all that still runs there, and take the host away."""
+        for pid in _run("ip", "netns", "pids", self.namespace).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        _run("ip", "netns", "delete", self.namespace)
 
     def _change_rules(self, change: str) -> None:
         for direction in ("to", "from"):

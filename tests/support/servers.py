@@ -209,7 +209,7 @@ class PostgreSQLServer(Server):
     def url(self) -> str:  # type: ignore[override]
         """The address of its database ``postgres``."""
         if self.host is None:
-            return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
+            return self.remote_url
         return f"postgresql+psycopg://postgres@/postgres?host={self.folder}&port={self.port}"
 
     @property
@@ -240,7 +240,7 @@ class MariaDBServer(Server):
     def url(self) -> str:  # type: ignore[override]
         """The address of the server."""
         if self.host is None:
-            return f"mariadb+pymysql://root@127.0.0.1:{self.port}/"
+            return self.remote_url
         return f"mariadb+pymysql://root@localhost/?unix_socket={self.folder / 's'}"
 
     @property
@@ -308,17 +308,37 @@ class RabbitMQServer(Server):
     @property
     def url(self) -> str:  # type: ignore[override]
         """The address of its only virtual host."""
-        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        return self.remote_url
+
+    @property
+    def remote_url(self) -> str:  # type: ignore[override]
+        """The same; it has no socket file."""
+        return f"amqp://guest:guest@{self.address}:{self.port}//"
 
     def prepare(self) -> None:
         """Choose a second port: its nodes talk to each other on one."""
         self.node_port = free_port()
         (self.folder / "plugins").write_text("[].\n")
+        (self.folder / "own.conf").write_text("loopback_users = none\n")
         self._give_away()
 
     def command(self) -> list[str]:
         """Give the command."""
         return ["rabbitmq-server"]
+
+    def _has_answered(self) -> bool:
+        if self.host is None:
+            return super()._has_answered()
+        return self._told.count("Server startup complete") > self._starts
+
+    def start(self) -> t.Self:
+        """Start it."""
+        self._starts = self._told.count("Server startup complete")
+        return super().start()
+
+    @property
+    def _told(self) -> str:
+        return "".join(path.read_text("utf-8") for path in self.folder.glob("logs/*.log"))
 
     @property
     def main_pid(self) -> int:
@@ -330,12 +350,12 @@ class RabbitMQServer(Server):
         return {
             "HOME": str(self.folder),
             "RABBITMQ_NODENAME": f"fs{self.port}@localhost",
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_IP_ADDRESS": self.address,
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self.node_port),
             "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
             "RABBITMQ_LOG_BASE": str(self.folder / "logs"),
             "RABBITMQ_PID_FILE": str(self.folder / "pid"),
-            "RABBITMQ_CONFIG_FILE": str(self.folder / "none"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "own.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
         }

@@ -437,3 +437,35 @@ def test_a_step_longer_than_the_consumer_timeout_is_done_once(
         check_done(scene, ids, 2, 90)
         assert all("PRECONDITION_FAILED" in worker.log for worker in workers)
         assert [worker.exit_code for worker in workers] == [None, None]
+
+
+GARBAGE = (
+    b"garbage",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"[]",
+    b"null",
+    b"{}",
+    b'{"__type__": "datetime", "__value__": "never"}',
+    b'{"properties": {"delivery_tag": "1"}, "headers": {}, "body": ""}',
+    b'{"body": "e30=", "headers": {"task": ["x"]}, "properties": {"delivery_tag": "1",'
+    b' "body_encoding": "base64", "delivery_info": {"exchange": "", "routing_key": "celery"}}}',
+    b'{"body": "e30=", "headers": null, "properties": {"delivery_tag": "1",'
+    b' "body_encoding": "no", "delivery_info": {"exchange": "", "routing_key": "celery"}}}',
+)
+
+
+def test_what_is_no_message_ends_no_worker(
+    make_scene: MakeScene, redis_broker: Broker, start_worker: StartWorker
+) -> None:
+    scene = make_scene(redis_broker.config())
+    worker = start_worker(scene.source, "-c", "1", env=scene.env)
+    with redis.Redis.from_url(str(redis_broker.url)) as client:
+        for number, garbage in enumerate(GARBAGE, 1):
+            client.lpush(redis_broker.queue, garbage)
+            wait_until(
+                lambda number=number: worker.log.count("Left alone") == number,  # type: ignore[misc]
+                message=lambda: worker.log,
+            )
+    check_done(scene, scene.start(FaultTwo), 2)
+    assert worker.exit_code is None

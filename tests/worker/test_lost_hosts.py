@@ -8,12 +8,14 @@ import time
 import typing as t
 from functools import partial
 
+import pytest
+
 from flask_sequence import Status
 from tests.conftest import create_tables
 from tests.support import hosts, services
 from tests.support.application import close_app, db
-from tests.support.faulting import SETTINGS, FaultAsleep, FaultLasting
-from tests.support.servers import MariaDBServer, PostgreSQLServer
+from tests.support.faulting import SETTINGS, FaultAsleep, FaultLasting, FaultTwo
+from tests.support.servers import MariaDBServer, PostgreSQLServer, RabbitMQServer, RedisServer
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker, write_module
 from tests.support.working import Scene
@@ -118,3 +120,32 @@ def test_the_host_of_the_database_is_lost_in_mid_statement(
             assert len(site.scene.attempts("Lasting")) == 1
             assert site.worker.exit_code is None
             assert site.scene.wait(site.scene.start(FaultAsleep)) == [Status.FINISHED]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", [RedisServer, RabbitMQServer])
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_the_host_of_the_broker_is_lost_while_a_worker_waits(
+    make_app: t.Callable[..., Flask], sqlite_url: str, tmp_path: Path, kind: t.Any, pool: str
+) -> None:
+    hosts.require()
+    # Without remote control kombu looks after no connection of its own accord.
+    celery = {"worker_enable_remote_control": False, "broker_connection_max_retries": None}
+    with hosts.Network("work", "broker") as network, kind(network["broker"]) as server:
+        scene = Scene.make(make_app, tmp_path, sqlite_url, **SETTINGS)
+        source = scene.source.replace("None", repr({"broker_url": server.remote_url, **celery}))
+        module = write_module(tmp_path, source, "lost_app")
+        options = ("-c", "1", "-P", pool, "--without-heartbeat")
+        with Worker(tmp_path, module, *options, env=scene.env, host=network["work"]) as worker:
+            # Published by the keeper: this process does not reach the broker.
+            assert scene.wait(scene.start(FaultTwo)) == [Status.FINISHED], worker.log
+            network["broker"].cut()
+            server.kill()
+            network["broker"].replace()
+            network["broker"].mend()
+            server.start()
+            back = time.monotonic()
+            done = scene.wait(scene.start(FaultTwo), NOTICED_SECONDS + SLACK)
+            assert done == [Status.FINISHED], worker.log
+            print(f"done {time.monotonic() - back:.1f} s after the return")
+            assert worker.exit_code is None
