@@ -34,8 +34,8 @@ FLOORS = (
 
 ROOMS = {
     "definition": "callables retry options data steps functions registry",
-    "rows": "driver_errors columns liveness dialects own_connections locks models readonly claims"
-    " reads statements moves upkeep migration",
+    "rows": "driver_errors columns liveness dialects own_connections locks models readonly"
+    " listeners claims reads statements moves upkeep migration",
     "broker": "bounded folders transport embedded share line publisher",
     "engine": "sessions waiting transaction fence control attempt runner retention",
     "worker": "children forking repeats task post duties.duty duties.batches duties.lease"

@@ -11,7 +11,13 @@ import sqlalchemy as sa
 from flask import has_app_context
 from sqlalchemy.orm import object_session
 
-from ..rows.dialects import is_memory, short_transaction, single_statements
+from ..rows.dialects import (
+    is_memory,
+    refuse_autocommit,
+    short_transaction,
+    single_statements,
+)
+from ..rows.listeners import meet
 from ..rows.liveness import note_use
 from ..rows.models import SequenceRun
 from ..rows.statements import UPDATE_BY_ID
@@ -28,8 +34,14 @@ _WRITES: dict[str, t.Any] = {"mapper": SequenceRun.__mapper__, "clause": UPDATE_
 
 
 def connection_of(session: t.Any) -> sa.Connection:
-    """Give the connection with which a session writes runs."""
-    return t.cast(sa.Connection, session.connection(bind_arguments=_WRITES))
+    """Give the connection with which a session writes runs.
+
+    :raises SetupError: If it commits by itself.
+    """
+    connection: sa.Connection = session.connection(bind_arguments=_WRITES)
+    meet(connection.engine)
+    refuse_autocommit(connection)
+    return connection
 
 
 def bind_of(runtime: Runtime) -> sa.Engine | sa.Connection:
@@ -37,7 +49,9 @@ def bind_of(runtime: Runtime) -> sa.Engine | sa.Connection:
 
     In a test that wraps itself in a transaction, its connection.
     """
-    return runtime.db.session().get_bind(**_WRITES)
+    bind: sa.Engine | sa.Connection = runtime.db.session().get_bind(**_WRITES)
+    meet(bind.engine)
+    return bind
 
 
 def own_transaction(runtime: Runtime) -> t.ContextManager[sa.Connection]:
@@ -90,6 +104,7 @@ class KeptConnection:
         try:
             if self._connection is None:
                 self._connection = self._engine.connect()
+                refuse_autocommit(self._connection)
                 self._connection.execution_options(isolation_level="AUTOCOMMIT")
             with self._connection.begin():
                 yield self._connection
