@@ -84,7 +84,8 @@ class Sequence:
                 "Flask-SQLAlchemy comes first: call db.init_app(app) before sequence.init_app(app)."
             )
         settings = Settings.from_config(app.config)
-        _refuse_autocommit(app)
+        if settings.bind_key is None:
+            _refuse_autocommit(app)
         join_metadata(db, settings.bind_key)
         runtime = Runtime(
             app=app,

@@ -26,9 +26,14 @@ import time
 import typing as t
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
-from ..rows.dialects import is_memory, short_transaction, single_statements
+from ..rows.dialects import (
+    is_memory,
+    refuse_autocommit,
+    short_transaction,
+    single_statements,
+)
+from ..rows.listeners import meet
 from ..rows.liveness import note_use
 from ..rows.models import SequenceRun
 from ..rows.statements import UPDATE_BY_ID
@@ -43,14 +48,22 @@ _WRITES: dict[str, t.Any] = {"mapper": SequenceRun.__mapper__, "clause": UPDATE_
 
 
 def connection_of(session: t.Any) -> sa.Connection:
-    """Return the connection with which a session writes runs."""
-    return t.cast(sa.Connection, session.connection(bind_arguments=dict(_WRITES)))
+    """Return the connection with which a session writes runs.
+
+    :raises SetupError: If it commits by itself.
+    """
+    connection: sa.Connection = session.connection(bind_arguments=dict(_WRITES))
+    meet(connection.engine)
+    refuse_autocommit(connection)
+    return connection
 
 
 def bind_of(runtime: Runtime) -> sa.Engine | sa.Connection:
     """Return the engine of the runs; in a test that is one transaction, its connection."""
-    session: Session = runtime.db.session()
-    return session.get_bind(**_WRITES)
+
+    bind: sa.Engine | sa.Connection = runtime.db.session().get_bind(**_WRITES)
+    meet(bind.engine)
+    return bind
 
 
 def is_same_place(connection: sa.Connection, bind: sa.Engine | sa.Connection) -> bool:
@@ -108,6 +121,7 @@ class KeptConnection:
         try:
             if self._connection is None:
                 self._connection = self._engine.connect()
+                refuse_autocommit(self._connection)
                 self._connection.execution_options(isolation_level="AUTOCOMMIT")
             with self._connection.begin():
                 yield self._connection

@@ -7,11 +7,13 @@ import dataclasses
 import typing as t
 
 import sqlalchemy as sa
+from flask import current_app, has_app_context
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, object_session
 
 from ..rows import reads
+from ..rows.listeners import meet
 from ..rows.models import SequenceRun
-from ..rows.readonly import hide_parameters, name_missing_tables, refuse_writes
+from ..rows.readonly import note_begin, note_end, refuse_writes
 from ..runtime import Nudge, Runtime, current_runtime
 from .connections import connection_of
 from .contexts import identity_of
@@ -127,6 +129,28 @@ def _find(
     return None if run_id is None else session.get(SequenceRun, run_id)
 
 
+@sa.event.listens_for(Session, "after_begin")
+def _after_begin(
+    session: Session, transaction: SessionTransaction, connection: sa.Connection
+) -> None:
+    # Before the application's first statement about a run, which may be anything.
+    if has_app_context() and (runtime := current_app.extensions.get("sequence")):
+        engine = runtime.db.engines.get(runtime.settings.bind_key)
+        if engine is not None and connection.engine.pool is engine.engine.pool:
+            meet(connection.engine)
+
+
+@sa.event.listens_for(Session, "before_flush")
+def _before_flush(session: Session, context: t.Any, instances: t.Any) -> None:
+    refuse_writes(session, context, instances)
+    if any(isinstance(row, SequenceRun) for row in session.new):
+        connection_of(session)  # which refuses one that commits by itself
+
+
+sa.event.listen(Session, "after_transaction_create", note_begin)
+sa.event.listen(Session, "after_transaction_end", note_end)
+
+
 @sa.event.listens_for(SequenceRun, "after_insert")
 def _after_insert(mapper: Mapper[t.Any], connection: sa.Connection, run: SequenceRun) -> None:
     session = object_session(run)
@@ -184,8 +208,3 @@ def _around(savepoint: SessionTransaction) -> SessionTransaction:
         around = around.parent  # one of a flush
     assert around is not None
     return around
-
-
-sa.event.listen(Session, "before_flush", refuse_writes)
-sa.event.listen(sa.Engine, "handle_error", hide_parameters)
-sa.event.listen(sa.Engine, "handle_error", name_missing_tables)

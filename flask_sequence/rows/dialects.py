@@ -9,6 +9,7 @@ import typing as t
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 
+from ..errors import SetupError
 from .columns import MYSQL, UTCDateTime, time_type
 from .driver_errors import is_missing_savepoint
 
@@ -173,11 +174,32 @@ def _in_driver_transaction(connection: sa.Connection) -> bool:
     return bool(getattr(connection.connection.dbapi_connection, "in_transaction", False))
 
 
-@sa.event.listens_for(sa.Engine, "savepoint")
-def _begin_before_savepoint(connection: sa.Connection, name: str) -> None:
-    # With the driver's stock settings a savepoint opens no transaction: it would be
-    # visible to others before the commit, and survive a rollback.
-    begin_immediate(connection)
+def refuse_autocommit(connection: sa.Connection) -> None:
+    """Refuse a connection on which the driver commits each statement, however that was set.
+
+    It asks the driver, and sends nothing.
+
+    :param connection: A connection within a transaction.
+    :raises SetupError: If it does.
+    """
+    if _commits_by_itself(connection):
+        raise SetupError(
+            "The connections of the runs commit each statement by themselves (AUTOCOMMIT), so that"
+            " a step and its effects cannot be one commit: remove isolation_level or autocommit"
+            " from SQLALCHEMY_ENGINE_OPTIONS, SQLALCHEMY_BINDS, SQLAlchemy(engine_options=...) or"
+            " the URL of the database, or keep it to a bind of its own."
+        )
+
+
+def _commits_by_itself(connection: sa.Connection) -> bool:
+    driver: t.Any = connection.connection.dbapi_connection
+    if connection.dialect.name == "sqlite":
+        # An application may have switched the driver's transactions off to begin them by itself.
+        plain = driver.isolation_level is None or getattr(driver, "autocommit", None) is True
+        return plain and not driver.in_transaction
+    if hasattr(driver, "get_autocommit"):  # PyMySQL, mysqlclient
+        return bool(driver.get_autocommit())
+    return getattr(driver, "autocommit", False) is True
 
 
 @contextlib.contextmanager
@@ -191,6 +213,7 @@ def short_transaction(bind: sa.Engine | sa.Connection) -> t.Iterator[sa.Connecti
             yield bind
     else:
         with bind.connect() as connection, connection.begin():
+            refuse_autocommit(connection)
             begin_immediate(connection)
             yield connection
 
@@ -208,6 +231,8 @@ def single_statements(bind: sa.Engine | sa.Connection) -> t.Iterator[sa.Connecti
             yield bind
     else:
         with bind.connect() as connection:
+            if connection.dialect.name != "sqlite":
+                refuse_autocommit(connection)
             if not is_mysql(connection):
                 connection.execution_options(isolation_level="AUTOCOMMIT")
             with connection.begin():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
 import typing as t
+import weakref
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from ..errors import ReadOnlyError, SetupError
 from ..failures import names_our_table
@@ -17,8 +19,10 @@ def refuse_writes(session: Session, context: t.Any, instances: t.Any) -> None:
     """Refuse a flush that would write one of our rows past the methods that are there for it.
 
     :param session: What is flushed.
+    :param context: The flush.
     :raises ReadOnlyError: If one was added, changed or deleted.
     """
+    session.info[_FLUSH] = weakref.ref(context)
     for row in session.new:
         if isinstance(row, MODELS) and not (isinstance(row, SequenceRun) and row._started):
             raise ReadOnlyError(
@@ -37,6 +41,48 @@ def refuse_writes(session: Session, context: t.Any, instances: t.Any) -> None:
                 f"A {type(row).__name__} cannot be deleted through the session: call run.cancel()"
                 " and leave it to SEQUENCE_RETENTION. Undo it with db.session.rollback()."
             )
+
+
+def refuse_orm_statement(
+    connection: sa.Connection, statement: t.Any, *_: t.Any, **__: t.Any
+) -> None:
+    """Refuse a statement by which the ORM would write our rows past their methods.
+
+    Those are ``update(SequenceRun)``, ``query.delete()`` and the like, and the bulk methods of a
+    session. A statement on the table itself is let through: ours are such.
+
+    :param statement: What is about to be sent.
+    :raises ReadOnlyError: If it would.
+    """
+    if getattr(statement, "table", None) not in _TABLES or not statement.is_dml:
+        return
+    described = statement.entity_description
+    if "entity" in described or _is_bulk.get():
+        raise ReadOnlyError(
+            f"{described['table'].name} is not written through the ORM: start runs with start() or"
+            " start_many(), move them with run.retry() and run.cancel(), and leave their end to"
+            " SEQUENCE_RETENTION."
+        )
+
+
+_TABLES = frozenset(model.__table__ for model in MODELS)
+
+_FLUSH = "flask_sequence_flush"
+"""Under which ``session.info`` names the flush that is about to begin."""
+_is_bulk: contextvars.ContextVar[bool] = contextvars.ContextVar("is_bulk", default=False)
+"""Whether a bulk method of a session is writing: no other event tells of it."""
+
+
+def note_begin(session: Session, transaction: SessionTransaction) -> None:
+    """Note when a session begins to write by itself: in a flush, or else by a bulk method."""
+    if transaction.parent is not None and not transaction.nested:
+        flush = session.info.pop(_FLUSH, None)
+        _is_bulk.set(flush is None or flush() is None)
+
+
+def note_end(session: Session, transaction: SessionTransaction) -> None:
+    """Note when a session has written by itself."""
+    _is_bulk.set(False)
 
 
 def _changed_columns(row: Base) -> list[str]:
