@@ -164,7 +164,8 @@ class Fence:
         if not self.claim.is_mine:
             raise ClaimLost  # in a process that the step has forked
         limit = self.runtime.settings.max_data_bytes
-        return Sent(self.move, encode(self._data(), max_bytes=limit))
+        place = f"{self.claim.sequence}.{self.claim.step}"
+        return Sent(self.move, encode(self._data(), max_bytes=limit, place=place))
 
     def _send(self, connection: sa.Connection, sent: Sent, make: t.Callable[..., bool]) -> None:
         self._change(State.SENT, sent)

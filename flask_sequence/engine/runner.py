@@ -166,8 +166,15 @@ class _Body:
         self.step = attempt.step.cls._prepare(info, self._data, claim.attempt)
         try:
             self.step._check_end(attempt.runtime.app.ensure_sync(self.step.perform)())
-        except FinishInterrupt:
-            return moves.finish(label=attempt.runtime.label)
+        except BaseException as error:
+            if isinstance(error, ClaimLost) or _ends_process(attempt, error):
+                raise
+            ended = self.step._ended_by(error)
+            if isinstance(ended, FinishInterrupt):
+                return moves.finish(label=attempt.runtime.label)
+            if ended is error:
+                raise
+            raise ended from ended.__cause__
         return attempt.next_move
 
 

@@ -15,6 +15,7 @@ from flask import Flask
 from ..broker.embedded import make_celery
 from ..broker.publisher import publisher_of
 from ..engine import runner
+from ..engine.contexts import without_session
 from ..engine.control import MOST_NUDGES
 from ..engine.retention import delete_if_ended
 from ..errors import SetupError
@@ -184,12 +185,13 @@ def _perform_eagerly(runtime: Runtime, nudges: t.Sequence[Nudge]) -> None:
     _eager.waiting = waiting = collections.deque(added)
     errors = []
     try:
-        while waiting:
-            its_runtime, nudge = waiting.popleft()
-            with _standing_in:
-                runner.stand_in(its_runtime)
-            outcome = perform(its_runtime, nudge.run_id, nudge.version, ignore_due=True)
-            errors += [outcome.error] if outcome.error else []
+        with without_session(runtime):
+            while waiting:
+                its_runtime, nudge = waiting.popleft()
+                with _standing_in:
+                    runner.stand_in(its_runtime)
+                outcome = perform(its_runtime, nudge.run_id, nudge.version, ignore_due=True)
+                errors += [outcome.error] if outcome.error else []
     finally:
         del _eager.waiting
     if errors and runtime.celery.conf.task_eager_propagates:

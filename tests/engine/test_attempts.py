@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import pickle
 import signal
@@ -238,15 +239,47 @@ def test_an_interrupt_that_is_swallowed(sqlite_stepping: Stepping, way: str) -> 
     }[way]
 
 
-def test_an_exception_after_a_swallowed_interrupt(sqlite_stepping: Stepping) -> None:
-    def swallow(step: t.Any) -> None:
-        try:
-            step.finish()
-        except BaseException:
-            raise OSError("gone") from None
+def after_it(step: t.Any) -> None:
+    try:
+        step.end()
+    except BaseException:
+        raise OSError("gone") from None
 
-    row = sqlite_stepping.run(make_step(swallow, max_retries=0))
-    assert (row.status, row.error) == (Status.FAILED, "OSError: gone")
+
+def in_a_group(step: t.Any) -> None:
+    try:
+        step.end()
+    except BaseException as error:
+        raise BaseExceptionGroup("wrapped", [error]) from error
+
+
+def in_a_task_group(step: t.Any) -> None:
+    async def end() -> None:
+        step.end()
+
+    async def perform() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(end())
+
+    asyncio.run(perform())
+
+
+@pytest.mark.parametrize("way", ["retry", "fail", "finish"])
+@pytest.mark.parametrize("wrap", [after_it, in_a_group, in_a_task_group])
+def test_an_interrupt_holds_however_it_is_wrapped(
+    sqlite_stepping: Stepping, wrap: t.Callable[[t.Any], None], way: str
+) -> None:
+    def wrapped(step: t.Any) -> None:
+        note("before")
+        step.end = lambda: step.fail("sold out") if way == "fail" else getattr(step, way)()
+        wrap(step)
+
+    row = sqlite_stepping.run(make_step(wrapped, default_retry_delay=9), end)
+    assert (row.step, row.status, sqlite_stepping.notes()) == {
+        "retry": ("wrapped", Status.WAITING, []),
+        "fail": ("wrapped", Status.FAILED, []),
+        "finish": ("wrapped", Status.FINISHED, ["before"]),
+    }[way]
 
 
 # Exceptions that end processes, and strange ones

@@ -7,6 +7,7 @@ import typing as t
 
 import pytest
 from flask import g, has_request_context
+from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import func, select
 
 from flask_sequence import BaseSequence, SequenceRun, Status, Step
@@ -37,6 +38,15 @@ class EagerOnce(BaseSequence):
 
 class EagerThrice(BaseSequence):
     steps = tuple(type(f"Write{n}", (Write,), {}) for n in (1, 2, 3))
+
+
+class Silent(Step):
+    def perform(self) -> None:
+        self.data["done"] = True
+
+
+class EagerSilent(BaseSequence):
+    steps = (Silent, type("SilentToo", (Silent,), {}))
 
 
 class EagerMany(BaseSequence):
@@ -247,3 +257,13 @@ def test_two_threads_do_not_mix(make_app: MakeApp, postgresql_url: str) -> None:
         thread.join()
     with app.app_context():
         assert effects() == 45
+
+
+def test_a_session_by_thread_stays_that_of_the_caller(make_app: MakeApp, sqlite_url: str) -> None:
+    by_thread = SQLAlchemy(session_options={"scopefunc": threading.get_ident})
+    app = make_app(sqlite_url, {"task_always_eager": True}, database=by_thread)
+    with app.app_context():
+        run = EagerSilent.start()
+        by_thread.session.commit()
+        assert run.status is Status.FINISHED  # it is read again, so it is not detached
+        by_thread.session.remove()
