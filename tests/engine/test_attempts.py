@@ -729,5 +729,5 @@ def test_data_that_cannot_be_read_fail_the_run(stepping: Stepping) -> None:
     assert advance(stepping.runtime, run_id, 0).status is Status.FAILED
     with stepping.connect() as connection:
         (row,) = connection.execute(sa.select(runs.c.error, runs.c.worker_id, runs.c.attempt))
-    assert "'full' marked as 'moon', which cannot be read" in str(row.error)
+    assert "a value marked as 'moon' that cannot be read" in str(row.error)
     assert (row.worker_id, row.attempt, stepping.notes()) == (None, 1, [])
