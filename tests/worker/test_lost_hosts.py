@@ -117,7 +117,7 @@ def test_the_host_of_the_database_is_lost_in_mid_statement(
             assert site.scene.wait([lasting], left) == [Status.FINISHED], site.worker.log
             assert set(site.scene.effects().values()) == {1}
             assert len(site.scene.attempts("Asleep")) == 2
-            assert len(site.scene.attempts("Lasting")) == 1
+            assert len(site.scene.attempts("Lasting")) == 1, site.worker.log
             assert site.worker.exit_code is None
             assert site.scene.wait(site.scene.start(FaultAsleep)) == [Status.FINISHED]
 

@@ -177,12 +177,17 @@ class FreeOrphans:
     """Frees what workers held that no longer count as alive."""
 
     def __init__(self, post: Post) -> None:
+        self._post = post
         self._freeing = Freeing(post, "the worker that performed the step is gone")
 
     def __call__(self) -> float | None:
         """Free some."""
-        self._freeing.go_on(reads.orphans)
+        self._freeing.go_on(reads.orphans, self._of_others)
         return None if self._freeing.is_through else AGAIN_SECONDS
+
+    def _of_others(self, held: list[Held]) -> list[Held]:
+        # This worker lives: after an outage it may only not have been able to say so yet.
+        return [claim for claim in held if claim.worker_id != self._post.worker_id]
 
 
 class TakeBack:
