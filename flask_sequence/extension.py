@@ -13,6 +13,7 @@ from .config import Settings
 from .engine import control
 from .engine.transaction import uncommitted
 from .errors import InvalidStepError, SetupError
+from .rows.listeners import meet
 from .rows.models import join_metadata
 from .runtime import Runtime
 from .worker import signals as signals
@@ -98,6 +99,8 @@ class Sequence:
         )
         app.extensions = Extensions({**app.extensions, "sequence": runtime})
         register(runtime)
+        with app.app_context():  # before the application's first savepoint, for SQLite
+            meet(db.engines[settings.bind_key])
         _warn_of_forgotten_commits(app, db)
         app.cli.add_command(sequence_cli)
 
