@@ -82,7 +82,7 @@ def _insert_runs(
 ) -> None:
     is_postgresql = connection.dialect.name == "postgresql"
     columns = {
-        "uid": "gen_random_uuid()" if is_postgresql else "UUID()",
+        "uid": "gen_random_uuid()" if is_postgresql else "REPLACE(UUID(), '-', '')",
         "sequence": f"concat('Filled', i % {sequences})",
         "step": f"'{step}'",
         "status": f"'{status}'",

@@ -8,6 +8,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from flask_sequence import BaseSequence, SequenceRun, SetupError, Status, Step
+from flask_sequence.rows.models import runs
 from flask_sequence.testing import drain
 from tests.support.application import Base, Effect, db
 from tests.support.starts import (
@@ -150,7 +151,7 @@ class TestDrain:
     def test_leaves_alone_what_it_does_not_know(self, sqlite_app: Flask) -> None:
         known, unknown = TwoSteps.start(), TwoSteps.start()
         db.session.commit()
-        changed = sa.update(SequenceRun).where(SequenceRun.id == unknown.id)
+        changed = sa.update(runs).where(runs.c.id == unknown.id)
         db.session.execute(changed.values(step="gone"))
         db.session.commit()
         assert drain(sqlite_app) == 2
