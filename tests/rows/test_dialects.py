@@ -31,6 +31,7 @@ from tests.support.stepping import Stepping
 def engine(database_url: str) -> t.Iterator[sa.Engine]:
     """An engine as an application makes it."""
     engine = sa.create_engine(database_url, poolclass=NullPool)
+    meet(engine)
     yield engine
     engine.dispose()
 
@@ -102,6 +103,7 @@ def test_the_write_lock_is_taken_at_once(sqlite_url: str) -> None:
 
 def test_a_savepoint_begins_a_transaction_on_sqlite(sqlite_url: str) -> None:
     engine = sa.create_engine(sqlite_url, poolclass=NullPool)
+    meet(engine)
     with engine.connect() as connection:
         with connection.begin_nested():
             insert(connection)

@@ -13,6 +13,7 @@ CREATE TABLE sequence_runs (
     attempt INTEGER NOT NULL,
     retries INTEGER NOT NULL,
     crashes INTEGER NOT NULL,
+    waits INTEGER NOT NULL,
     version BIGINT NOT NULL,
     worker_id VARCHAR(32),
     pid INTEGER,
