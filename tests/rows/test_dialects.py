@@ -22,6 +22,7 @@ from flask_sequence.rows.dialects import (
     single_statements,
 )
 from flask_sequence.rows.driver_errors import is_lock_timeout, is_transient
+from flask_sequence.rows.listeners import meet
 from flask_sequence.rows.prepared import Prepared
 from tests.support.application import Effect
 from tests.support.stepping import Stepping
