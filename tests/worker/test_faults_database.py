@@ -34,26 +34,33 @@ StartWorker = t.Callable[..., "Worker"]
 
 STOP_AT_COMMIT = """
     import os, pathlib
+    from flask_sequence.rows import moves
     from tests.support.waiting import wait_until
 
     with app.app_context():
         dialect = db.engine.dialect
-    real, here = dialect.do_commit, pathlib.Path(os.environ["FLASK_SEQUENCE_TEST_FOLDER"])
+    here = pathlib.Path(os.environ["FLASK_SEQUENCE_TEST_FOLDER"])
 
-    def do_commit(connection):
-        before, after, reached = (here / name for name in ("before", "after", "reached"))
-        if after.exists():
-            real(connection)
-        elif not before.exists():
-            return real(connection)
-        before.unlink(missing_ok=True)
-        after.unlink(missing_ok=True)
-        reached.touch()
-        wait_until(lambda: not reached.exists(), 60, interval=0.02)
-        if connection.cursor().execute("select 1"):  # the answer that the server did not give
-            real(connection)
+    def stopping(real, ask):
+        def call(connection, *args):
+            before, after, reached = (here / name for name in ("before", "after", "reached"))
+            if after.exists():
+                real(connection, *args)
+            elif not before.exists():
+                return real(connection, *args)
+            before.unlink(missing_ok=True)
+            after.unlink(missing_ok=True)
+            reached.touch()
+            wait_until(lambda: not reached.exists(), 60, interval=0.02)
+            ask(connection)  # the answer that the server did not give
+            return real(connection, *args)
 
-    dialect.do_commit = do_commit
+        return call
+
+    dialect.do_commit = stopping(dialect.do_commit, lambda c: c.cursor().execute("select 1"))
+    moves.make_and_commit = stopping(
+        moves.make_and_commit, lambda c: c.exec_driver_sql("select 1")
+    )
 """
 """Lines for a worker's module: the next commit waits, before it or before its answer."""
 
@@ -256,14 +263,13 @@ def run_sql(*statements: str) -> t.Callable[[t.Any], None]:
 @pytest.mark.parametrize(
     "statements",
     [
-        ("SET LOCAL statement_timeout = 50", "SELECT pg_sleep(5)"),
         ("SET LOCAL lock_timeout = 50", "LOCK TABLE sequence_workers"),
         ("SET TRANSACTION READ ONLY", "DELETE FROM effects"),
         ("DO $$ BEGIN RAISE 'x' USING ERRCODE = 'disk_full'; END $$",),
         ("DO $$ BEGIN RAISE 'x' USING ERRCODE = 'too_many_connections'; END $$",),
         ("SELECT pg_terminate_backend(pg_backend_pid())",),
     ],
-    ids=["statement_timeout", "lock_timeout", "read-only", "disk full", "connections", "killed"],
+    ids=["lock_timeout", "read-only", "disk full", "connections", "killed"],
 )
 def test_what_postgresql_refuses(
     postgresql_stepping: Stepping, statements: tuple[str, ...]
@@ -286,8 +292,47 @@ def idle_too_long(stepping: Stepping) -> None:
     wait_until(is_gone)
 
 
+# A limit that the step itself exceeds, and would exceed again: its failure
+
+
+def check_fails(stepping: Stepping, body: t.Callable[[], object]) -> None:
+    """A step that exceeds a limit of the database is performed as often as its policy says."""
+    bodies: list[int] = []
+
+    def perform(step: t.Any) -> None:
+        bodies.append(step.attempt)
+        note("before")
+        db.session.flush()
+        body()
+        db.session.execute(sa.select(1))
+
+    made = make_step(perform, max_retries=1, default_retry_delay=0)
+    run_id = stepping.start(made)
+    assert stepping.advance(run_id).status is Status.WAITING
+    assert stepping.advance(run_id).status is Status.FAILED
+    row = stepping.row(run_id)
+    assert (bodies, row.retries, row.waits, row.crashes) == ([1, 2], 1, 0, 0)
+    assert row.error
+    assert stepping.notes() == []
+
+
 def test_a_step_that_idles_longer_than_postgresql_allows(postgresql_stepping: Stepping) -> None:
-    check_waits_and_heals(postgresql_stepping, lambda step: idle_too_long(postgresql_stepping))
+    check_fails(postgresql_stepping, lambda: idle_too_long(postgresql_stepping))
+
+
+def test_a_statement_that_takes_longer_than_postgresql_allows(
+    postgresql_stepping: Stepping,
+) -> None:
+    def sleep() -> None:
+        db.session.execute(sa.text("SET LOCAL statement_timeout = 50"))
+        db.session.execute(sa.text("SELECT pg_sleep(5)"))
+
+    check_fails(postgresql_stepping, sleep)
+
+
+def test_a_statement_that_takes_longer_than_mariadb_allows(mariadb_stepping: Stepping) -> None:
+    statement = sa.text("SET STATEMENT max_statement_time = 0.05 FOR SELECT sleep(5)")
+    check_fails(mariadb_stepping, lambda: db.session.execute(statement))
 
 
 def test_a_lost_connection_that_the_step_swallows(postgresql_stepping: Stepping) -> None:
@@ -346,13 +391,12 @@ def test_a_deadlock_on_postgresql(postgresql_stepping: Stepping, swallows: bool)
 @pytest.mark.parametrize(
     "statements",
     [
-        ("SET STATEMENT max_statement_time = 0.05 FOR SELECT sleep(5)",),
         ("KILL CONNECTION_ID()",),
         ("SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 1021",),
         ("SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 1290",),
         ("SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 1114",),
     ],
-    ids=["max_statement_time", "killed", "disk full", "--read-only", "table full"],
+    ids=["killed", "disk full", "--read-only", "table full"],
 )
 def test_what_mariadb_refuses(mariadb_stepping: Stepping, statements: tuple[str, ...]) -> None:
     check_waits_and_heals(mariadb_stepping, run_sql(*statements))
