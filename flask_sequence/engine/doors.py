@@ -21,6 +21,7 @@ from ..errors import SetupError, TransactionDoomedError
 from ..rows.dialects import release_guard, set_guard
 from ..rows.moves import Move
 from ..rows.prepared import can_commit_along
+from ..runtime import Runtime
 from .connections import bind_of, connection_of, give_back, is_same_place
 from .fence import Fence, Way
 from .own_errors import is_free, mark_own
@@ -46,7 +47,7 @@ class Doors:
 
     def __init__(self, fence: Fence) -> None:
         self.fence = fence
-        self.runtime = fence.runtime
+        self.runtime: Runtime = fence.runtime
         self._context: object = app_ctx._get_current_object()  # type: ignore[attr-defined]
         self._sessions: list[Session] = []
         self._connections: list[sa.Connection] = []

@@ -47,7 +47,7 @@ class LockWaits:
     """
 
     def __init__(self, session: t.Any, error: BusyError, seconds: float) -> None:
-        self.connection = connection_of(session)
+        self.connection: sa.Connection = connection_of(session)
         self._session = session
         self._error = error
         self._until = time.monotonic() + seconds

@@ -39,4 +39,4 @@ class NoFork:
         self._lock = threading.Lock()
 
 
-no_fork = NoFork()
+no_fork: NoFork = NoFork()

@@ -51,7 +51,7 @@ class Keeper(threading.Thread):
         self, runtime: Runtime, consumer: t.Any, duties: t.Sequence[Duty] = DUTIES
     ) -> None:
         super().__init__(name="flask-sequence-keeper", daemon=True)
-        self.post = Post(runtime, consumer)
+        self.post: Post = Post(runtime, consumer)
         self._quiet_seconds = runtime.settings.sweep_seconds or 5.0
         self._stopped = threading.Event()
         self._assigned: dict[Duty, _Assignment] = {}

@@ -41,7 +41,7 @@ class Batches(t.Generic[ItemT]):
         """What there was no time for."""
         self.refused: list[tuple[ItemT, Exception]] = []
         """What failed alone."""
-        self.done = 0
+        self.done: int = 0
         """How many did not."""
 
     def each(
