@@ -43,8 +43,8 @@ class Nudge:
     soft_time_limit: float | None = None
     countdown: float = 0.0
     """Seconds until the message is to be handed out."""
-    redirected: bool = False
-    """Whether it replaces one that had come by another way; so it is taken as it comes."""
+    redirect: int = 0
+    """The sign that it replaces one which had come by another way; 0: it does not."""
 
 
 class Verbs(t.Protocol):
@@ -70,6 +70,8 @@ class WorkerProcess:
     """The engine of the runs."""
     in_hand: InHand
     """What the processes of the worker perform."""
+    time_limit: float | None = None
+    """The shortest time limit that its tasks have without one of their own, in seconds."""
     stop_flag: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
     """A byte that they share: set once the worker is asked to stop."""
     kept: KeptConnection | None = None
@@ -135,6 +137,17 @@ class Runtime:
         return t.cast("float | None", self.celery.conf.task_time_limit)
 
     @property
+    def burst_seconds(self) -> float:
+        """For how long one message goes on with further steps.
+
+        A time limit that Celery sets for all tasks is the message's: a burst uses up at most a
+        hundredth of it, and the last step has the rest.
+        """
+        seconds = self.settings.burst_seconds
+        limit = self.worker and self.worker.time_limit
+        return min(seconds, limit / 100) if limit else seconds
+
+    @property
     def label(self) -> str:
         """The host and process, for the history."""
         return f"{self.host}:{os.getpid()}"
@@ -175,7 +188,7 @@ class Runtime:
         version: int | None = None,
         step: str | None = None,
         countdown: float = 0.0,
-        redirected: bool = False,
+        redirect: int = 0,
     ) -> Nudge:
         """Make the nudge for a run.
 
@@ -184,7 +197,7 @@ class Runtime:
         :param version: The version to name, where it is no longer the row's.
         :param step: The step to name in logs, where it is no longer the row's.
         :param countdown: Seconds until it is due.
-        :param redirected: Whether it replaces one that came by another way.
+        :param redirect: The sign that it replaces one which came by another way.
         """
         chosen: t.Mapping[str, t.Any] = run.options or {}
         return Nudge(
@@ -196,7 +209,7 @@ class Runtime:
             time_limit=options.time_limit,
             soft_time_limit=options.soft_time_limit,
             countdown=countdown,
-            redirected=redirected,
+            redirect=redirect,
         )
 
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from tests.support import services
+from tests.support.databases import Databases
 from tests.support.starts import record_published
 from tests.support.stepping import Stepping
 from tests.support.workers import Worker, write_module
@@ -44,15 +45,28 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgresql_template() -> t.Iterator[str]:
-    """The address of a PostgreSQL database with all tables, to be copied."""
+def postgresql_databases() -> t.Iterator[Databases]:
+    """The databases with all tables on PostgreSQL."""
     services.require(services.POSTGRESQL)
-    url = services.create_database(services.POSTGRESQL)
-    try:
+    yield from _databases(services.POSTGRESQL)
+
+
+@pytest.fixture(scope="session")
+def mariadb_databases() -> t.Iterator[Databases]:
+    """The databases with all tables on MariaDB."""
+    services.require(services.MARIADB)
+    yield from _databases(services.MARIADB)
+
+
+def _databases(server: str) -> t.Iterator[Databases]:
+    def make() -> str:
+        url = services.create_database(server)
         create_tables(url)
-        yield url
-    finally:
-        services.drop_database(services.POSTGRESQL, url)
+        return url
+
+    databases = Databases(server, make)
+    yield databases
+    databases.close()
 
 
 @pytest.fixture
@@ -63,23 +77,19 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def postgresql_url(postgresql_template: str) -> t.Iterator[str]:
+def postgresql_url(postgresql_databases: Databases) -> t.Iterator[str]:
     """The address of a PostgreSQL database with all tables."""
-    url = services.create_database(services.POSTGRESQL, template=postgresql_template)
+    url = postgresql_databases.lend()
     yield url
-    services.drop_database(services.POSTGRESQL, url)
+    postgresql_databases.take_back(url)
 
 
 @pytest.fixture
-def mariadb_url() -> t.Iterator[str]:
+def mariadb_url(mariadb_databases: Databases) -> t.Iterator[str]:
     """The address of a MariaDB database with all tables."""
-    services.require(services.MARIADB)
-    url = services.create_database(services.MARIADB)
-    try:
-        create_tables(url)
-        yield url
-    finally:
-        services.drop_database(services.MARIADB, url)
+    url = mariadb_databases.lend()
+    yield url
+    mariadb_databases.take_back(url)
 
 
 @pytest.fixture(params=DATABASES)

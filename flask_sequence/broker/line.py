@@ -157,7 +157,7 @@ class Line:
             time_limit=nudge.time_limit,
             soft_time_limit=nudge.soft_time_limit,
             shadow=sanitise(nudge.label),
-            retries=int(nudge.redirected),
+            retries=nudge.redirect,
             add_to_parent=False,
             ignore_result=True,
         )

@@ -81,7 +81,7 @@ class Attempt:
         following = self.next_step
         if following is None or self.runtime.is_stopping:
             return False
-        if self._held_seconds >= self.runtime.settings.burst_seconds:
+        if self._held_seconds >= self.runtime.burst_seconds:
             return False
         mine, its = self.step.options, following.options
         limits = (mine.time_limit, mine.soft_time_limit, its.time_limit, its.soft_time_limit)

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 
 from ..definition.data import decode_text, encode
 from ..definition.registry import SequenceDefinition, StepDefinition, find_sequence
-from ..failures import one_line
+from ..failures import Failure, one_line
 from ..rows import moves, reads, upkeep
 from ..rows.claims import Claim, Row, is_known_format
-from ..rows.driver_errors import is_transient
+from ..rows.driver_errors import is_row_locked, is_transient
 from ..runtime import Runtime
 from ..status import Status
 from .attempt import FRESH_TRIES, LEFT_ALONE, Attempt, Outcome
@@ -28,8 +28,33 @@ logger: logging.Logger = logging.getLogger("flask_sequence")
 STAND_IN_SECONDS = 600.0
 """For how long a process that is no worker is taken to be alive once it performs a run."""
 
-Limits = tuple[float | None, float | None]
-"""The hard and the soft time limit that a message carries, in seconds."""
+
+class Message(t.NamedTuple):
+    """What came with a nudge that a message brought."""
+
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    """The time limits under which it is performed, in seconds."""
+    label: str = ""
+    """The sequence and the step that it names in logs, perhaps; a hint."""
+    redirect: int = 0
+    """The sign by which a nudge is known that was sent again, as ``redirect_sign`` makes it."""
+
+    @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """The hard and the soft time limit."""
+        return self.time_limit, self.soft_time_limit
+
+
+def redirect_sign(uid: uuid.UUID, version: int) -> int:
+    """Return the sign of a nudge that goes where its step is performed by now.
+
+    Whoever may only write to the broker cannot make it: no message holds the ``uid`` of a run.
+
+    :param uid: The run's.
+    :param version: The version that the nudge names.
+    """
+    return uuid.uuid5(uid, str(version)).int % 2**31 or 1
 
 
 def claim_run(
@@ -38,8 +63,7 @@ def claim_run(
     version: int,
     *,
     ignore_due: bool,
-    limits: Limits | None,
-    label: str,
+    message: Message | None,
     is_shutdown: t.Callable[[BaseException], bool],
 ) -> Attempt | Outcome:
     """Claim a run, if the nudge is not stale, the run is due, and its step is known here.
@@ -50,15 +74,15 @@ def claim_run(
         sent = False
         try:
             with own_statements(runtime) as connection:
-                expected = _expect(runtime, connection, limits, label)
+                expected = _expect(runtime, connection, message)
                 sent = expected is not None
                 claim = expected and _claim(runtime, connection, run_id, version, expected=expected)
                 if not claim:
                     sent = False  # the answer was no
                     row = reads.look(connection, run_id)
                     refused = _refuse(runtime, row, version, ignore_due)
-                    if refused is None and limits is not None:
-                        refused = _redirect(runtime, connection, row, limits)
+                    if refused is None and message is not None:
+                        refused = _redirect(runtime, connection, row, message)
                     if refused is not None:
                         return refused
                     sent = True
@@ -71,7 +95,7 @@ def claim_run(
                 return _attempt_at(runtime, claim, is_shutdown)
             if not is_transient(error):
                 raise
-            if tries == FRESH_TRIES:
+            if tries == FRESH_TRIES or is_row_locked(error):
                 logger.warning("Run %s was not claimed: %s", run_id, one_line(error))
                 return LEFT_ALONE  # The sweep brings it again.
             pause(tries)
@@ -103,31 +127,40 @@ def _refuse(runtime: Runtime, row: Row | None, version: int, ignore_due: bool) -
 
 
 def _redirect(
-    runtime: Runtime, connection: sa.Connection, row: Row, limits: Limits
+    runtime: Runtime, connection: sa.Connection, row: Row, message: Message
 ) -> Outcome | None:
-    """Send a nudge again that came by another way than its step has since a deploy."""
+    """Send a nudge again that came by another way than its step has since a deploy.
+
+    Once: a hook of the application may change the limits of that one, too.
+    """
+    if message.redirect == redirect_sign(row.uid, row.version):
+        return None
     found = _find(row.sequence, row.step)
     assert found is not None
-    nudge = runtime.nudge(row, found[1].options, version=row.version + 1, redirected=True)
-    if (row.queue, *limits) == (nudge.queue, nudge.time_limit, nudge.soft_time_limit):
+    version = row.version + 1
+    sign = redirect_sign(row.uid, version)
+    nudge = runtime.nudge(row, found[1].options, version=version, redirect=sign)
+    if (row.queue, *message.limits) == (nudge.queue, nudge.time_limit, nudge.soft_time_limit):
         return None
     moved = moves.redirect(connection, row.id, row.version, queue=nudge.queue)
     return Outcome(nudge=nudge) if moved else LEFT_ALONE
 
 
 def _expect(
-    runtime: Runtime, connection: sa.Connection, limits: Limits | None, label: str
+    runtime: Runtime, connection: sa.Connection, message: Message | None
 ) -> dict[str, str] | None:
     """Tell where a run must stand to be claimed unseen, by its message; None: look at it first.
 
     Databases other than PostgreSQL would have a stale nudge wait for whoever writes the row.
     """
-    sequence, _, step = label.rpartition(".")
+    if message is None:
+        return None
+    sequence, _, step = message.label.rpartition(".")
     found = _find(sequence, step)
     if found is None or connection.dialect.name != "postgresql":
         return None
     options = found[1].options
-    if limits != (options.time_limit, options.soft_time_limit):
+    if message.limits != (options.time_limit, options.soft_time_limit):
         return None
     return {"sequence": sequence, "step": step, "queue": runtime.queue_of(options, None)}
 
@@ -169,6 +202,23 @@ def _find(sequence: str, step: str) -> tuple[SequenceDefinition, StepDefinition]
     definition = find_sequence(sequence)
     found = definition.get(step) if definition else None
     return (definition, found) if definition and found else None
+
+
+def tell_trouble(runtime: Runtime, run_id: int, version: int, error: Exception) -> None:
+    """Tell the log, and the run if it still waits, what has come of a nudge but no outcome.
+
+    :param runtime: The application's runtime.
+    :param run_id: The run.
+    :param version: The version that the nudge names.
+    :param error: What was raised.
+    """
+    logger.error("A nudge for run %s failed: %s", run_id, one_line(error), exc_info=error)
+    text = Failure(one_line(error)).in_ascii().error
+    try:
+        with own_transaction(runtime) as connection:
+            moves.note_trouble(connection, run_id, version, text)
+    except Exception as late:
+        logger.error("Run %s does not tell of it: %s", run_id, one_line(late))
 
 
 def stand_in(runtime: Runtime) -> None:

@@ -31,7 +31,7 @@ from ..rows.moves import Move
 from ..runtime import Runtime
 from ..status import Status
 from .attempt import FRESH_TRIES, LEFT_ALONE, Attempt, Outcome
-from .claiming import Limits, claim_run, stand_in
+from .claiming import Message, claim_run, stand_in, tell_trouble
 from .connections import give_back
 from .contexts import own_context
 from .doors import fenced, unfenced
@@ -42,7 +42,7 @@ from .patience import make_move, pause, read_row
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
-__all__ = ["Limits", "Outcome", "advance", "stand_in"]
+__all__ = ["Message", "Outcome", "advance", "stand_in", "tell_trouble"]
 
 _TERMINATED = (signal.SIGTERM - 256, signal.SIGQUIT - 256)
 """How a pool's child exits at SIGTERM; at SIGQUIT where ``REMAP_SIGTERM`` says so."""
@@ -58,8 +58,7 @@ def advance(
     version: int,
     *,
     ignore_due: bool = False,
-    limits: Limits | None = None,
-    label: str = "",
+    message: Message | None = None,
     is_shutdown: t.Callable[[BaseException], bool] = lambda error: False,
 ) -> Outcome:
     """Perform the step that a run stands at, and those after it while the burst lasts.
@@ -68,8 +67,7 @@ def advance(
     :param run_id: The run.
     :param version: The version that the nudge names; of any other nothing is performed.
     :param ignore_due: Whether to perform it before its time.
-    :param limits: The time limits of the message that brought the nudge; None: do not compare.
-    :param label: The sequence and the step that the message names in logs, perhaps; a hint.
+    :param message: What came with the nudge; None: it did not travel.
     :param is_shutdown: Tells the exceptions by which a process is asked to end.
     :return: What came of it, and what is to be published.
     """
@@ -82,8 +80,7 @@ def advance(
                 run_id,
                 version,
                 ignore_due=ignore_due,
-                limits=limits,
-                label=label,
+                message=message,
                 is_shutdown=is_shutdown,
             )
             if isinstance(attempt, Outcome):

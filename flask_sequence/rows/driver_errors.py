@@ -197,8 +197,13 @@ def is_after_failure(error: BaseException) -> bool:
 def is_lock_timeout(error: sa.exc.DBAPIError) -> bool:
     """Tell whether a statement waited for a lock longer than it was allowed to."""
     # SQLite has one lock for all.
-    waited = Code("sqlstate", "55P03"), Code("mysql", 1205), Code("sqlite", 5)
-    return code_of(error.orig) in waited
+    return is_row_locked(error) or code_of(error.orig) == Code("sqlite", 5)
+
+
+def is_row_locked(error: BaseException) -> bool:
+    """Tell whether a statement waited too long for a row that somebody else has locked."""
+    waited = Code("sqlstate", "55P03"), Code("mysql", 1205)
+    return isinstance(error, sa.exc.DBAPIError) and code_of(error.orig) in waited
 
 
 def is_deadlock(error: sa.exc.DBAPIError) -> bool:

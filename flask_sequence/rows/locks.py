@@ -26,6 +26,22 @@ def lock_rows(
     return statement.with_for_update(key_share=not with_keys, skip_locked=skip_locked)
 
 
+def bounded_update(statement: sa.Update, seconds: int) -> sa.Update:
+    """Let an update on PostgreSQL not wait longer than this for a row that somebody has locked.
+
+    The bound travels with the statement, holds until its transaction ends, and stands back where
+    the application has set one. MariaDB and MySQL have a bound by default.
+
+    :param statement: The update.
+    :param seconds: The bound.
+    """
+    now = "current_setting('lock_timeout')"
+    bound = f"set_config('lock_timeout', '{seconds}s', true)"
+    # As a subquery it is asked once, before the first row is looked for.
+    asked = sa.literal_column(f"(SELECT CASE {now} WHEN '0' THEN {bound} ELSE {now} END)")
+    return statement.where(asked != sa.literal_column("''"))
+
+
 @contextlib.contextmanager
 def bounded_lock_wait(
     connection: sa.Connection, seconds: float

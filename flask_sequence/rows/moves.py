@@ -15,6 +15,7 @@ from ..failures import Failure
 from ..status import ACTIVE, MOVES, Status, StepStatus
 from .claims import CLAIM_COLUMNS, Claim, Held, Row
 from .dialects import clock, moment, unindexed
+from .locks import bounded_update
 from .models import EMPTIED, FORMAT, runs
 from .statements import (
     NOW,
@@ -25,6 +26,9 @@ from .statements import (
     move_held_and_commit,
     status_unindexed,
 )
+
+CLAIM_SECONDS = 2
+"""How long a claim waits for somebody who has locked the run's row; on PostgreSQL."""
 
 _HANDED_BACK: dict[str, t.Any] = {"worker_id": None, "pid": None, "step_started_at": None}
 
@@ -97,7 +101,12 @@ def claim(
         its own.
     """
     returning = connection.dialect.update_returning
-    statement = _claiming(ignore_due=ignore_due, returning=returning, checked=tuple(expected or ()))
+    statement = _claiming(
+        ignore_due=ignore_due,
+        returning=returning,
+        bounded=connection.dialect.name == "postgresql",
+        checked=tuple(expected or ()),
+    )
     told: dict[str, t.Any] = {"run": run_id, "held": version, "raised": version + 1}
     told |= {f"at_{name}": value for name, value in (expected or {}).items()}
     result = connection.execute(statement, {**told, "worker": worker_id, "process": pid})
@@ -110,7 +119,9 @@ def claim(
 
 
 @functools.cache
-def _claiming(*, ignore_due: bool, returning: bool, checked: tuple[str, ...]) -> sa.Update:
+def _claiming(
+    *, ignore_due: bool, returning: bool, bounded: bool, checked: tuple[str, ...]
+) -> sa.Update:
     statement = UPDATE_BY_ID.where(
         runs.c.id == sa.bindparam("run"),
         runs.c.version == sa.bindparam("held"),
@@ -131,6 +142,8 @@ def _claiming(*, ignore_due: bool, returning: bool, checked: tuple[str, ...]) ->
     if checked:
         met = [unindexed(runs.c[name]) == sa.bindparam(f"at_{name}") for name in checked]
         statement = statement.where(*met, runs.c.options.is_(sa.null()))
+    if bounded:
+        statement = bounded_update(statement, CLAIM_SECONDS)
     return statement.returning(*CLAIM_COLUMNS) if returning else statement
 
 
@@ -385,6 +398,13 @@ def _move_many(
 
 def _moved(connection: sa.Connection, statement: sa.Update) -> bool:
     return connection.execute(statement).rowcount == 1
+
+
+def note_trouble(connection: sa.Connection, run_id: int, version: int, error: str) -> None:
+    """Note why a run that waits was not claimed."""
+    waits = status_unindexed == Status.WAITING
+    statement = UPDATE_BY_ID.where(runs.c.id == run_id, runs.c.version == version, waits)
+    connection.execute(statement.values(error=error))
 
 
 def mark_published(connection: sa.Connection, run_ids: t.Collection[int]) -> None:

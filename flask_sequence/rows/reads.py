@@ -39,7 +39,7 @@ def look(connection: sa.Connection, run_id: int) -> Row | None:
 
 @functools.cache
 def _looking() -> sa.Select[t.Any]:
-    names = ("format", "due_at", "worker_id", "pid")
+    names = ("uid", "format", "due_at", "worker_id", "pid")
     columns = (*_NUDGE_COLUMNS, *(runs.c[name] for name in names), clock().label("now"))
     return sa.select(*columns).where(runs.c.id == sa.bindparam("run"))
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from ..status import Status, StepStatus
 from .claims import Claim, Held
 from .dialects import by_primary_key, clock, later, unindexed
+from .locks import bounded_update
 from .models import runs, step_runs
 from .prepared import Prepared, commit_along
 
@@ -21,6 +22,9 @@ class In(t.NamedTuple):
 
 
 NOW = In(0.0)
+
+MOVE_SECONDS = 30
+"""How long a move waits for somebody who has locked the run's row; on PostgreSQL."""
 
 _LITERALS = (None, 0, 1, NOW)
 """The values that stand in the text of a statement: as parameters they would cost work."""
@@ -64,12 +68,13 @@ def move_held(
     :return: Whether the version was still the run's.
     """
     form, change = _change(claim, target, values)
+    bounded = connection.dialect.name == "postgresql"
     if history is None:
-        return _update(form).send(connection, change).rowcount == 1
+        return _update(form, bounded).send(connection, change).rowcount == 1
     told_form, told = _told(claim, history)
-    if connection.dialect.name == "postgresql":
+    if bounded:
         return _update_and_tell(form, told_form).send(connection, change | told).rowcount == 1
-    if _update(form).send(connection, change).rowcount != 1:
+    if _update(form, bounded).send(connection, change).rowcount != 1:
         return False
     _tell(told_form).send(connection, {"run": claim.id, **told})
     return True
@@ -159,9 +164,13 @@ def _telling(form: Form) -> dict[str, t.Any]:
     return {**told, "finished_at": clock()}
 
 
+def _updating_in_time(form: Form) -> sa.Update:
+    return bounded_update(_updating(form), MOVE_SECONDS)
+
+
 @functools.cache
-def _update(form: Form) -> Prepared:
-    return Prepared(_updating(form))
+def _update(form: Form, bounded: bool) -> Prepared:
+    return Prepared(_updating_in_time(form) if bounded else _updating(form))
 
 
 @functools.cache
@@ -171,7 +180,7 @@ def _tell(form: Form) -> Prepared:
 
 @functools.cache
 def _update_and_tell(form: Form, told_form: Form) -> Prepared:
-    moved = _updating(form).returning(runs.c.id).cte("moved")
+    moved = _updating_in_time(form).returning(runs.c.id).cte("moved")
     return Prepared(
         _inserting(moved, told_form).add_cte(moved).execution_options(preserve_rowcount=True)
     )
@@ -180,7 +189,7 @@ def _update_and_tell(form: Form, told_form: Form) -> Prepared:
 @functools.cache
 def _update_or_fail(form: Form, told_form: Form | None) -> Prepared:
     # Where nothing was updated it divides by zero: what is sent behind it is not executed then.
-    moved = _updating(form).returning(runs.c.id).cte("moved")
+    moved = _updating_in_time(form).returning(runs.c.id).cte("moved")
     statement: sa.Select[t.Any] = sa.select(sa.literal_column("1 / count(*)")).select_from(moved)
     if told_form is not None:
         statement = statement.add_cte(_inserting(moved, told_form).cte("told"))

@@ -25,7 +25,7 @@ from ..engine.in_hand import InHand
 from ..errors import SetupError
 from ..rows.dialects import is_memory, most_connections
 from ..rows.liveness import watch_connections
-from ..runtime import Runtime, WorkerProcess
+from ..runtime import TASK, Runtime, WorkerProcess
 from .duties import RENEW_LEASE
 from .keeper import Keeper
 from .task import known_runtimes, runtime_for
@@ -97,7 +97,7 @@ def _on_init(sender: t.Any, **_: t.Any) -> None:
     if runtime is None:
         return
     try:
-        _prepare(runtime)
+        _prepare(runtime, _time_limit(sender))
     except SetupError as error:
         # Any other exception Celery would log, and start without.
         raise SystemExit(f"Error: {error}") from error
@@ -111,7 +111,14 @@ def _on_init(sender: t.Any, **_: t.Any) -> None:
     sender.app.conf.broker_channel_error_retry = True
 
 
-def _prepare(runtime: Runtime) -> None:
+def _time_limit(worker: t.Any) -> float | None:
+    """Return the shortest time limit that a worker sets for our task, in seconds."""
+    task = worker.app.tasks[TASK]
+    limits = (worker.time_limit, worker.soft_time_limit, task.time_limit, task.soft_time_limit)
+    return min(filter(None, limits), default=None)
+
+
+def _prepare(runtime: Runtime, time_limit: float | None) -> None:
     import_sequences(runtime)
     check_folders(runtime.celery)
     with own_context(runtime):
@@ -123,7 +130,9 @@ def _prepare(runtime: Runtime) -> None:
             )
         for each in runtime.db.engines.values():
             watch_connections(each)
-    runtime.worker = WorkerProcess(id=uuid.uuid4().hex, engine=engine, in_hand=InHand())
+    runtime.worker = WorkerProcess(
+        id=uuid.uuid4().hex, engine=engine, in_hand=InHand(), time_limit=time_limit
+    )
     _main_pids.add(os.getpid())
 
 

@@ -98,15 +98,18 @@ def _advance(task: t.Any, /, *args: t.Any, **message: t.Any) -> None:
         shown = sanitise(repr({"args": args, **message})[:200])
         logger.warning("Left alone: a message that is no nudge of this version: %s", shown)
         return
-    perform(runtime, *nudge, limits=_limits(task.request), label=task.request.shadow or "")
+    try:
+        perform(runtime, *nudge, message=_message(task.request))
+    except Exception as error:
+        runner.tell_trouble(runtime, *nudge, error)
+        raise
 
 
-def _limits(request: t.Any) -> runner.Limits | None:
-    # Of a nudge that was redirected, too, a hook of the application may change the limits.
-    if request.is_eager or request.retries:
+def _message(request: t.Any) -> runner.Message | None:
+    if request.is_eager:
         return None
     hard, soft = request.timelimit or (None, None)
-    return hard, soft
+    return runner.Message(hard, soft, request.shadow or "", request.retries or 0)
 
 
 def _read(message: dict[str, t.Any]) -> tuple[int, int] | None:
@@ -123,8 +126,7 @@ def perform(
     version: int,
     *,
     ignore_due: bool = False,
-    limits: runner.Limits | None = None,
-    label: str = "",
+    message: runner.Message | None = None,
 ) -> runner.Outcome:
     """Run the runner for a nudge, and publish what follows.
 
@@ -132,16 +134,14 @@ def perform(
     :param run_id: The run.
     :param version: The version that the nudge names.
     :param ignore_due: Whether to perform it before its time.
-    :param limits: The time limits of the message that brought the nudge; None: do not compare.
-    :param label: The sequence and the step that the message names in logs, perhaps; a hint.
+    :param message: What came with the nudge; None: it did not travel.
     """
     outcome = runner.advance(
         runtime,
         run_id,
         version,
         ignore_due=ignore_due,
-        limits=limits,
-        label=label,
+        message=message,
         is_shutdown=_is_shutdown,
     )
     delete_if_ended(runtime, run_id, outcome.status)

@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool
 from flask_sequence import SequenceRun, Status, StepStatus
 from flask_sequence.engine import attempt, patience
 from flask_sequence.engine.attempt import FRESH_TRIES
+from flask_sequence.engine.claiming import Message, redirect_sign
 from flask_sequence.engine.runner import advance
 from flask_sequence.errors import FailInterrupt
 from flask_sequence.rows import moves
@@ -704,7 +705,8 @@ def test_a_step_is_performed_only_by_its_queue_and_limits(
     make_sequence(make_step(lambda step: note("done"), "moved", **options))
     before = stepping.row(run_id)
     label = label.format(before.sequence)
-    outcome = stepping.advance(run_id, limits=limits, label=label)
+    message = Message(*limits, label)
+    outcome = stepping.advance(run_id, message=message)
     row, nudge = stepping.row(run_id), outcome.nudge
     assert (row.status, row.attempt, row.started_at) == (Status.WAITING, 0, None)
     assert (stepping.notes(), stepping.history(run_id)) == ([], [])
@@ -716,11 +718,35 @@ def test_a_step_is_performed_only_by_its_queue_and_limits(
         options.get("soft_time_limit"),
     )
     # The one that was out is stale, wherever it comes.
-    again = advance(stepping.runtime, run_id, before.version, limits=limits, label=label)
+    again = advance(stepping.runtime, run_id, before.version, message=message)
     assert again.status is None
-    right = (nudge.time_limit, nudge.soft_time_limit)
-    assert stepping.advance(run_id, limits=right, label=label).status is Status.FINISHED
+    right = Message(nudge.time_limit, nudge.soft_time_limit, label)
+    assert stepping.advance(run_id, message=right).status is Status.FINISHED
     assert stepping.notes() == ["done"]
+
+
+def test_a_nudge_that_was_sent_again_is_taken_as_it_comes(stepping: Stepping) -> None:
+    run_id = stepping.start(make_step(lambda step: note("done"), "moved"))
+    make_sequence(make_step(lambda step: note("done"), "moved", time_limit=60))
+    nudge = stepping.advance(run_id, message=Message()).nudge
+    assert nudge is not None
+    changed_by_a_hook = Message(time_limit=5, redirect=nudge.redirect)
+    assert stepping.advance(run_id, message=changed_by_a_hook).status is Status.FINISHED
+
+
+@pytest.mark.parametrize("of", ["nothing", "another run", "another version"])
+def test_the_sign_of_a_nudge_that_was_sent_again_cannot_be_forged(
+    stepping: Stepping, of: str
+) -> None:
+    step = make_step(lambda step: note("done"), "moved", time_limit=60)
+    run_id, other = stepping.start(step), stepping.start(step)
+    uid = stepping.row(other if of == "another run" else run_id).uid
+    version = stepping.row(run_id).version + (of == "another version")
+    sign = 1 if of == "nothing" else redirect_sign(uid, version)
+    outcome = stepping.advance(run_id, message=Message(redirect=sign))
+    assert (outcome.status, stepping.notes()) == (None, [])
+    assert outcome.nudge is not None
+    assert outcome.nudge.time_limit == 60
 
 
 def test_data_that_cannot_be_read_fail_the_run(stepping: Stepping) -> None:

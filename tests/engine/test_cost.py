@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from flask import Flask
 
 from flask_sequence import Status
-from flask_sequence.engine.runner import advance
+from flask_sequence.engine.runner import Message, advance
 from flask_sequence.rows import prepared, statements
 from tests.support.application import db
 from tests.support.relay import Relay
@@ -125,7 +125,7 @@ def test_a_message_that_names_the_step_spares_the_look(
     run_id = bursting.start(make_step(lambda step: None, "s0"))
     label = f"{bursting.row(run_id).sequence}.s0"
     sent = Sent(bursting, monkeypatch)
-    assert bursting.advance(run_id, limits=(None, None), label=label).status is Status.FINISHED
+    assert bursting.advance(run_id, message=Message(label=label)).status is Status.FINISHED
     claim = ["UPDATE"] if bursting.dialect == "postgresql" else CLAIMS[bursting.dialect]
     assert sent.verbs[: len(claim) + 1] == [*claim, "COMMIT"]
 
@@ -139,7 +139,7 @@ def test_a_stale_nudge_costs_a_look(
     bursting.set(run_id, version=row.version + 1)
     sent = Sent(bursting, monkeypatch)
     label = f"{row.sequence}.s0" if named else ""
-    outcome = advance(bursting.runtime, run_id, row.version, limits=(None, None), label=label)
+    outcome = advance(bursting.runtime, run_id, row.version, message=Message(label=label))
     assert outcome.status is None
     unseen = ["UPDATE"] if named and bursting.dialect == "postgresql" else []
     assert sent.verbs == [*unseen, "SELECT", "COMMIT"]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+import typing as t
 
 import pytest
 import sqlalchemy as sa
 
-from flask_sequence.rows import reads, upkeep
+from flask_sequence import Status
+from flask_sequence.rows import moves, reads, statements, upkeep
 from flask_sequence.rows.driver_errors import is_lock_timeout
-from flask_sequence.rows.locks import bounded_lock_wait
+from flask_sequence.rows.locks import bounded_lock_wait, bounded_update
 from flask_sequence.rows.models import runs
-from tests.support.stepping import Stepping, note
+from flask_sequence.rows.statements import UPDATE_BY_ID
+from tests.support.stepping import Stepping, make_step, note
 from tests.support.strangers import Stranger
 
 
@@ -138,3 +142,67 @@ class TestBoundedLockWait:
             bounded_lock_wait(connection, 2),
         ):
             connection.exec_driver_sql("SELECT nothing")
+
+
+class TestBoundedUpdate:
+    """Moves and claims, for which a stranger's lock on the run's row is no reason to wait on."""
+
+    @pytest.fixture
+    def stepping(
+        self, postgresql_stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+    ) -> t.Iterator[Stepping]:
+        kept = (statements._update, statements._update_and_tell, statements._update_or_fail)
+        monkeypatch.setattr(statements, "MOVE_SECONDS", 1)
+        for each in kept:
+            each.cache_clear()
+        yield postgresql_stepping
+        for each in kept:
+            each.cache_clear()
+
+    def test_a_claim_is_left_to_the_sweep(self, stepping: Stepping) -> None:
+        stranger, run_id = Stranger(stepping), stepping.start(do)
+        began = time.monotonic()
+        with stranger.locking(run_id):
+            assert stepping.advance(run_id).status is None
+        assert time.monotonic() - began < moves.CLAIM_SECONDS + 2
+        assert stepping.advance(run_id).status is Status.FINISHED
+
+    @pytest.mark.parametrize("writes", [False, True])
+    def test_a_step_does_not_wait_without_end_for_its_commit(
+        self, stepping: Stepping, writes: bool
+    ) -> None:
+        stranger, bodies = Stranger(stepping), 0
+
+        def body(step: t.Any) -> None:
+            nonlocal bodies
+            bodies += 1
+            if writes:
+                note("done")
+            if bodies == 1:
+                locks.enter_context(stranger.locking(step.run.id))
+            else:
+                locks.close()
+
+        with contextlib.ExitStack() as locks:
+            assert stepping.run(make_step(body, max_retries=0)).status is Status.FINISHED
+        assert (bodies, stepping.notes()) == (2, ["done"] * writes)
+
+    def test_a_bound_of_the_applications_own_holds(self, stepping: Stepping) -> None:
+        stranger, run_id = Stranger(stepping), stepping.start(do)
+        statement = bounded_update(UPDATE_BY_ID.where(runs.c.id == run_id), 60)
+        began = time.monotonic()
+        with stranger.locking(run_id), stepping.connect() as connection:
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '50ms'")
+            with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
+                connection.execute(statement.values(queue="other"))
+        assert time.monotonic() - began < 5
+
+    def test_the_bound_ends_with_its_transaction(self, stepping: Stepping) -> None:
+        run_id = stepping.start(do)
+        with stepping.engine.connect() as connection:
+            statement = bounded_update(UPDATE_BY_ID.where(runs.c.id == run_id), 60)
+            shown = "SHOW lock_timeout"
+            with connection.begin():
+                assert connection.execute(statement.values(queue="other")).rowcount == 1
+                assert connection.exec_driver_sql(shown).scalar() == "1min"
+            assert connection.exec_driver_sql(shown).scalar() == "0"

@@ -93,17 +93,14 @@ def database_at(url: str, name: str) -> str:
     return sa.make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
-def create_database(url: str, template: str | None = None) -> str:
-    """Make a database with a unique name, and give its address.
+def create_database(url: str) -> str:
+    """Make a database with a unique name, and return its address.
 
     :param url: The server's address.
-    :param template: The address of the database to copy; only with PostgreSQL.
     """
     name = unique_name()
     is_postgresql = sa.make_url(url).get_backend_name() == "postgresql"
     options = "" if is_postgresql else " CHARACTER SET utf8mb4"
-    if template is not None:
-        options = f" TEMPLATE {sa.make_url(template).database}"
     with _administration(url) as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}{options}")
     return database_at(url, name)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import signal
 import time
 import typing as t
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -20,7 +22,7 @@ from flask_sequence import Status
 from flask_sequence.rows.models import FORMAT
 from flask_sequence.runtime import TASK, runtime_of
 from flask_sequence.testing import drain
-from flask_sequence.worker.signals import _can_keep, _warn_of_connections
+from flask_sequence.worker.signals import _can_keep, _time_limit, _warn_of_connections
 from tests.conftest import create_tables
 from tests.support import services
 from tests.support.application import db
@@ -164,6 +166,79 @@ def test_a_connection_is_kept_by_processes_that_perform_one_step_at_a_time(
     assert scene.wait(scene.start(WorkKept)) == [Status.FINISHED]
     keeps = pool == POOLS["prefork"] and database_url.startswith("postgresql")
     assert scene.notes() == [str(keeps)]
+
+
+LISTENERS = """
+    import sqlalchemy as sa
+    from flask import current_app
+
+    with app.app_context():
+        engine = db.engine
+    for name in ("do_connect", "connect", "checkout", "checkin"):
+        def listen(*args, **options):
+            current_app.config["SQLALCHEMY_DATABASE_URI"]
+        sa.event.listen(engine, name, listen)
+"""
+
+
+def test_listeners_that_want_the_application(
+    make_app: MakeApp, postgresql_url: str, tmp_path: Path, start_worker: StartWorker
+) -> None:
+    scene = Scene.make(make_app, tmp_path, postgresql_url, more=LISTENERS)
+    worker = start_worker(scene.source, "-c", "1", env=scene.env)
+    (run_id,) = scene.start(WorkGated)
+    wait_until(lambda: scene.attempts("Gate"))
+    os.kill(scene.attempts("Gate")[0][1], signal.SIGKILL)
+    scene.open()
+    assert scene.wait([run_id]) == [Status.FINISHED]
+    assert worker.stop() == 0
+    assert "Traceback" not in worker.log
+    assert "trouble" not in worker.log
+
+
+@pytest.mark.parametrize(
+    ("options", "annotation", "shortest"),
+    [
+        ((None, None), {}, None),
+        ((50, None), {}, 50),
+        ((50, 40), {}, 40),
+        ((50, 40), {"time_limit": 30}, 30),
+        ((None, None), {"soft_time_limit": 20}, 20),
+    ],
+)
+def test_limits_of_all_tasks_are_those_of_a_message(
+    make_app: MakeApp,
+    sqlite_url: str,
+    options: tuple[float | None, float | None],
+    annotation: dict[str, float],
+    shortest: float | None,
+) -> None:
+    settings = {"broker_url": "memory://", "task_annotations": {"*": annotation}}
+    celery = runtime_of(make_app(sqlite_url, settings)).celery
+    hard, soft = options
+    worker = SimpleNamespace(app=celery, time_limit=hard, soft_time_limit=soft)
+    assert _time_limit(worker) == shortest
+
+
+@pytest.mark.parametrize(("limit", "ends"), [("30", True), ("600", False)])
+def test_a_burst_uses_up_no_limit_of_all_tasks(
+    make_app: MakeApp,
+    sqlite_url: str,
+    tmp_path: Path,
+    start_worker: StartWorker,
+    limit: str,
+    ends: bool,
+) -> None:
+    scene = Scene.make(make_app, tmp_path, sqlite_url, SEQUENCE_BURST_SECONDS=60)
+    worker = start_worker(scene.source, "-c", "1", "--time-limit", limit, env=scene.env)
+    ids = scene.start(WorkGated)
+    wait_until(lambda: scene.attempts("Gate"))
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() - began > 0.4)
+    scene.open()
+    assert scene.wait(ids) == [Status.FINISHED]
+    assert ("WorkGated.Second" in worker.log) == ends
+    assert worker.stop() == 0
 
 
 # The keeper's row, and shutdown

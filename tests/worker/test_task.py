@@ -12,6 +12,7 @@ import typing as t
 
 import pytest
 import redis
+import sqlalchemy as sa
 from celery import Celery, Task
 from kombu import Queue
 
@@ -534,3 +535,40 @@ def test_a_forked_child_publishes_on_a_connection_of_its_own(
 
     wait_until(take)
     assert len(found) == 3
+
+
+# What a nudge raises
+
+
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_what_a_nudge_raises_is_logged_and_stored(
+    sqlite_app: Flask, caplog: pytest.LogCaptureFixture, refusals: int
+) -> None:
+    run = TaskShort.start()
+    db.session.commit()
+    run_id = run.id
+    db.session.remove()
+    left = refusals
+
+    def refuse(*args: object) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise RuntimeError("the listener forgot its config")
+
+    sa.event.listen(db.engine, "checkout", refuse)
+    message = {"format": FORMAT, "id": run_id, "version": 0}
+    celery = sqlite_app.extensions["celery"]
+    result = celery.tasks[TASK].apply(kwargs=message)
+    sa.event.remove(db.engine, "checkout", refuse)
+    assert isinstance(result.result, RuntimeError)
+    told = [record for record in caplog.records if record.name == "flask_sequence"]
+    text = "RuntimeError: the listener forgot its config"
+    assert told[0].getMessage() == f"A nudge for run {run_id} failed: {text}"
+    assert told[0].exc_info is not None
+    assert len(told) == refusals
+    run = db.session.get_one(SequenceRun, run_id)
+    assert (run.status, run.error) == (Status.WAITING, text if refusals == 1 else None)
+    celery.tasks[TASK].apply(kwargs=message)
+    db.session.refresh(run)
+    assert (run.status, run.error) == (Status.FINISHED, None)
