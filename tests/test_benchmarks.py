@@ -40,6 +40,7 @@ def test_steps_per_second(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "rows-cost.svg").read_text()
 
 
+@pytest.mark.full
 def test_what_a_worker_and_a_request_cost(tmp_path: Path) -> None:
     few = ["--samples", "3", "--seconds", "2", "--load", "2", "--warm-up", "1"]
     scenarios = {"request", "latency", "context", "idle", "memory"}
@@ -47,6 +48,7 @@ def test_what_a_worker_and_a_request_cost(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "memory.svg").read_text()
 
 
+@pytest.mark.full
 def test_round_trips(tmp_path: Path) -> None:
     services.require(services.POSTGRESQL)
     few = ["--trip-steps", "1", "10", "--peers", "ours", "--database", "postgresql"]

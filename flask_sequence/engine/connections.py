@@ -22,6 +22,7 @@ and ``own_move`` from step to step.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import typing as t
 
@@ -39,6 +40,8 @@ from ..rows.models import SequenceRun
 from ..rows.statements import UPDATE_BY_ID
 from ..runtime import Runtime
 from .contexts import own_context
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
 
 KEPT_SECONDS = 1.0
 """How long a kept connection may lie unused: after that the pool is asked, which may check it."""
@@ -71,9 +74,11 @@ def is_same_place(connection: sa.Connection, bind: sa.Engine | sa.Connection) ->
     return connection.engine.pool is bind.engine.pool
 
 
-def own_transaction(runtime: Runtime) -> t.ContextManager[sa.Connection]:
-    """Run a short transaction beside ``db.session``."""
-    return short_transaction(_fresh_bind(runtime))
+@contextlib.contextmanager
+def own_transaction(runtime: Runtime) -> t.Iterator[sa.Connection]:
+    """Run a short transaction beside ``db.session``, in an app context of its own."""
+    with own_context(runtime), short_transaction(_fresh_bind(runtime)) as connection:
+        yield connection
 
 
 def own_move(runtime: Runtime) -> t.ContextManager[sa.Connection]:
@@ -135,7 +140,13 @@ class KeptConnection:
         connection, self._connection = self._connection, None
         if connection is not None:
             note_use(connection, self._used_at)
-            connection.close()
+            driver: t.Any = connection.connection.dbapi_connection
+            try:
+                connection.close()
+            except Exception:
+                # What was done with it stays done.
+                driver.close()
+                logger.warning("A connection was not taken back by its pool", exc_info=True)
 
 
 def _fresh_bind(runtime: Runtime) -> sa.Engine | sa.Connection:

@@ -71,10 +71,10 @@ def advance(
     :param is_shutdown: Tells the exceptions by which a process is asked to end.
     :return: What came of it, and what is to be published.
     """
-    try:
-        # In hand before the claim, so that there is none that nobody works on; and in a context,
-        # since listeners of the application may want its config.
-        with in_hand(runtime, run_id), unfenced(), own_context(runtime):
+    # In hand before the claim, so that there is none that nobody works on; and in a context,
+    # since listeners of the application may want its config.
+    with in_hand(runtime, run_id), unfenced(), own_context(runtime):
+        try:
             attempt = claim_run(
                 runtime,
                 run_id,
@@ -90,8 +90,8 @@ def advance(
                 attempts += attempt.tries == 0
                 attempt = _make(attempt)
             return dataclasses.replace(attempt, attempts=attempts)
-    finally:
-        give_back(runtime)
+        finally:
+            give_back(runtime)
 
 
 def _make(attempt: Attempt) -> Attempt | Outcome:

@@ -38,7 +38,9 @@ def bounded_update(statement: sa.Update, seconds: int) -> sa.Update:
     now = "current_setting('lock_timeout')"
     bound = f"set_config('lock_timeout', '{seconds}s', true)"
     # As a subquery it is asked once, before the first row is looked for.
-    asked = sa.literal_column(f"(SELECT CASE {now} WHEN '0' THEN {bound} ELSE {now} END)")
+    asked: sa.ColumnElement[str] = sa.literal_column(
+        f"(SELECT CASE {now} WHEN '0' THEN {bound} ELSE {now} END)"
+    )
     return statement.where(asked != sa.literal_column("''"))
 
 

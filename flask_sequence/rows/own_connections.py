@@ -101,10 +101,21 @@ class OwnConnections:
     def close(self) -> None:
         """Close the connection that is kept, if there is one."""
         taken, pool, self._taken, self._pool = self._taken, self._pool, None, None
-        if taken is not None:
-            taken.close()
-        if pool is not None:
-            pool.dispose()
+        try:
+            if taken is not None:
+                _close(taken)
+        finally:
+            if pool is not None:
+                pool.dispose()
+
+
+def _close(taken: sa.PoolProxiedConnection) -> None:
+    driver: t.Any = taken.dbapi_connection
+    try:
+        taken.close()
+    except Exception:
+        driver.close()  # a listener has raised before its pool had it
+        raise
 
 
 def _connect_bounded(

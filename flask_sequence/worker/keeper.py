@@ -64,7 +64,12 @@ class Keeper(threading.Thread):
         """Do what is due, until the worker stops."""
         pause = 0.0
         while not self._stopped.wait(pause):
-            pause = self.round()
+            try:
+                pause = self.round()
+            except Exception:
+                # Nobody would see that a thread has ended, and nothing be recovered any more.
+                logger.exception("The keeper has trouble beside its duties")
+                pause = self._quiet_seconds
 
     def stop(self) -> None:
         """Stop, and leave nothing behind: what is still held is free for others."""

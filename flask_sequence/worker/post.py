@@ -126,9 +126,13 @@ class Post:
 
     def disconnect(self) -> None:
         """Close the connection that is kept from transaction to transaction."""
-        if self._connections is not None:
-            with no_fork:
+        if self._connections is None:
+            return
+        try:
+            with own_context(self.runtime), no_fork:
                 self._connections.close()
+        except Exception:
+            logger.debug("The keeper's connection was not closed in order", exc_info=True)
 
     # The broker
 

@@ -128,6 +128,23 @@ def test_what_is_kept_goes_back_before_a_session_needs_it(keeping: Stepping) -> 
     assert (keeping.row(run_id).data["n"], keeping.notes()) == (2, ["here"])
 
 
+def test_a_pool_that_does_not_take_it_back_does_not_undo_the_outcome(
+    keeping: Stepping, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = keeping.start(make_step(quiet, "s1"), make_step(quiet, "s2", queue="other"), n=0)
+    with keeping.app.app_context():
+        engine = db.engine
+
+    def refuse(*_: object) -> t.NoReturn:
+        raise ValueError("not taken back")
+
+    sa.event.listen(engine, "checkin", refuse)
+    outcome = advance(keeping.runtime, run_id, keeping.row(run_id).version)
+    sa.event.remove(engine, "checkin", refuse)
+    assert outcome.nudge is not None
+    assert "A connection was not taken back by its pool" in caplog.messages
+
+
 def test_what_is_kept_is_taken_anew_after_a_rest(
     keeping: Stepping, monkeypatch: pytest.MonkeyPatch
 ) -> None:

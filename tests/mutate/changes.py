@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import collections
 import copy
+import functools
 import typing as t
 
 NUMBERS = (int, float)
@@ -61,7 +62,8 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def changes_of(path: str, source: str) -> list[Change]:
+@functools.cache
+def changes_of(path: str, source: str) -> tuple[Change, ...]:
     """Find all changes of a module.
 
     :param path: Its path, from the root of the repository.
@@ -72,7 +74,7 @@ def changes_of(path: str, source: str) -> list[Change]:
     for change in _Finder(path, source).found(ast.parse(source), "", None):
         counted[change.name] += 1
         found.append(change._replace(number=counted[change.name]))
-    return found
+    return tuple(found)
 
 
 class _Finder:

@@ -287,7 +287,12 @@ SMALL = Options(
     "options",
     [
         dataclasses.replace(SMALL, runs=60),
-        dataclasses.replace(SMALL, runs=40, database="sqlite", broker="embedded", kill_every=0.7),
+        pytest.param(
+            dataclasses.replace(
+                SMALL, runs=40, database="sqlite", broker="embedded", kill_every=0.7
+            ),
+            marks=pytest.mark.full,
+        ),
     ],
     ids=lambda options: f"{options.database}-{options.broker}",
 )
@@ -299,6 +304,7 @@ def test_nothing_is_lost_and_nothing_happens_twice(options: Options, tmp_path: P
     assert len(result.finished) >= options.runs
 
 
+@pytest.mark.full
 def test_nothing_is_lost_where_links_are_cut(tmp_path: Path) -> None:
     options = dataclasses.replace(
         SMALL, runs=40, seconds=16, cut_every=8.0, partition=True, workers=2, kill_every=0.0

@@ -21,6 +21,7 @@ from flask_sequence.worker.duties import DUTIES, RENEW_LEASE
 from flask_sequence.worker.duties.duty import Duty, Work
 from flask_sequence.worker.keeper import Keeper
 from flask_sequence.worker.signals import limited_steps
+from tests.support.application import db
 from tests.support.keeping import Keeping
 from tests.support.stepping import Stepping, note
 from tests.support.waiting import wait_until
@@ -274,3 +275,53 @@ def test_the_table_of_duties() -> None:
         "let processes end in a shutdown",
     ]
     assert [duty.retry for duty in DUTIES] == [0.5] + [None] * 9
+
+
+def test_a_listener_that_fails_as_the_connection_goes_does_not_end_it(
+    make_app: MakeApp, postgresql_url: str
+) -> None:
+    stepping = Stepping(make_app(postgresql_url))
+    keeper = Keeping(stepping.runtime, duties=[RENEW_LEASE], is_patient=False).keeper
+    with stepping.app.app_context():
+        engine = db.engine
+
+    def refuse(*_: object) -> t.NoReturn:
+        raise ValueError("not taken back")
+
+    number = sa.text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+
+    def connections() -> int:
+        with stepping.connect() as connection:
+            return int(connection.scalar(number) or 0)
+
+    before = connections()
+    keeper.perform(RENEW_LEASE)
+    assert connections() == before + 1
+    sa.event.listen(engine, "checkin", refuse)
+    keeper.post.disconnect()
+    sa.event.remove(engine, "checkin", refuse)
+    wait_until(lambda: connections() == before)
+    keeper.perform(RENEW_LEASE)
+    keeper.post.disconnect()
+
+
+def test_nothing_ends_the_thread_but_its_worker(
+    keep: t.Callable[..., Keeper],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done = threading.Event()
+    keeper = keep(made("work", done.set), SEQUENCE_SWEEP_SECONDS=0.1)
+    rounds = iter([ValueError("beside the duties")])
+    real = keeper.round
+
+    def round_() -> float:
+        for error in rounds:
+            raise error
+        return real()
+
+    monkeypatch.setattr(keeper, "round", round_)
+    keeper.start()
+    assert done.wait(10)
+    keeper.stop()
+    assert "The keeper has trouble beside its duties" in caplog.messages
