@@ -17,11 +17,12 @@ def live_processes(pool: t.Any) -> set[int]:
     :param pool: Celery's pool.
     """
     processes = getattr(getattr(pool, "_pool", None), "_pool", None) or ()
-    alive = (process.pid for process in list(processes) if _is_alive(process))
-    return {pid for pid in alive if pid is not None}
+    return {process.pid for process in list(processes) if _is_alive(process)}
 
 
 def _is_alive(process: t.Any) -> bool:
+    if process.pid is None:
+        return False  # the pool is about to fork it
     if not hasattr(os, "waitid"):  # macOS before Python 3.13
         return process.exitcode is None
     try:
