@@ -80,6 +80,10 @@ Not in it, since the next try ends the same way: a row that is larger than ``max
 """
 
 
+_LIMITS_OF_TRANSACTIONS = (Code("sqlstate", "25P03"), Code("sqlstate", "25P04"))
+"""Limits that a step exceeds although it is our own statement that is told so."""
+
+
 def code_of(error: BaseException | None) -> Code | None:
     """Read a driver's code.
 
@@ -165,7 +169,8 @@ def is_free(error: BaseException) -> bool:
     """
     reason = reason_of(error)
     if reason is Reason.LIMIT:
-        return names_our_table(getattr(error, "statement", None))
+        ours = names_our_table(getattr(error, "statement", None))
+        return ours and code_of(getattr(error, "orig", None)) not in _LIMITS_OF_TRANSACTIONS
     return reason is not None
 
 

@@ -9,6 +9,8 @@ import sqlalchemy as sa
 
 _FAILED_BY_ITSELF = "22012"
 """PostgreSQL's division by zero."""
+_CANCELED = "57014"
+"""Its code for a statement that has exceeded ``statement_timeout``."""
 
 
 def has_schema_map(connection: sa.Connection) -> bool:
@@ -113,5 +115,7 @@ def commit_along(
     except BaseException as error:
         if getattr(error, "sqlstate", None) == _FAILED_BY_ITSELF:
             return False
-        connection._handle_dbapi_exception(error, None, None, None, None)
+        # Whose statement it was matters where it has exceeded a limit of time.
+        exceeded = getattr(error, "sqlstate", None) == _CANCELED
+        connection._handle_dbapi_exception(error, text if exceeded else None, None, None, None)
     return True
