@@ -66,8 +66,9 @@ class Keeper(threading.Thread):
         while not self._stopped.wait(pause):
             try:
                 pause = self.round()
-            except Exception:
-                # Nobody would see that a thread has ended, and nothing be recovered any more.
+            except BaseException:
+                # Nobody would see that a thread has ended, and nothing be recovered any more. Code
+                # of the application is called here, which may raise SystemExit, too.
                 logger.exception("The keeper has trouble beside its duties")
                 pause = self._quiet_seconds
 
@@ -115,7 +116,7 @@ class Keeper(threading.Thread):
         wanted: float | None = None
         try:
             wanted = self.perform(duty)
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too, would only end the thread
             trouble[one_line(_cause_of(error))].append(assigned)
             wanted = duty.retry
         else:
@@ -137,5 +138,5 @@ class Keeper(threading.Thread):
                 each.told_at = now
 
 
-def _cause_of(error: Exception) -> BaseException:
+def _cause_of(error: BaseException) -> BaseException:
     return error.__cause__ or error if isinstance(error, NoConnectionError) else error

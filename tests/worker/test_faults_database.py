@@ -13,6 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from flask_sequence import Status, StepRun, StepStatus
+from flask_sequence.engine import runner
+from flask_sequence.engine.attempt import FRESH_TRIES
 from flask_sequence.engine.runner import advance
 from tests.conftest import create_tables
 from tests.support import services
@@ -336,6 +338,30 @@ def test_a_statement_that_takes_longer_than_postgresql_allows(
 def test_a_statement_that_takes_longer_than_mariadb_allows(mariadb_stepping: Stepping) -> None:
     statement = sa.text("SET STATEMENT max_statement_time = 0.05 FOR SELECT sleep(5)")
     check_fails(mariadb_stepping, lambda: db.session.execute(statement))
+
+
+def test_a_row_that_mariadb_never_takes(
+    mariadb_stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "pause", lambda tries: None)
+    bodies = 0
+
+    def body(step: t.Any) -> None:
+        nonlocal bodies
+        bodies += 1
+        packet = db.session.scalar(sa.text("SELECT @@max_allowed_packet"))
+        note("x" * (packet + 1))
+
+    run_id = mariadb_stepping.start(make_step(body, max_retries=1, default_retry_delay=0))
+    crashes = mariadb_stepping.runtime.settings.max_crashes
+    for _ in range(crashes + 5):
+        if mariadb_stepping.advance(run_id).status is Status.FAILED:
+            break
+    row = mariadb_stepping.row(run_id)
+    assert (row.status, row.worker_id) == (Status.FAILED, None)
+    assert row.error
+    # The server may only end the connection, as if it were lost.
+    assert bodies in (2, FRESH_TRIES + crashes + 2)
 
 
 def test_a_lost_connection_that_the_step_swallows(postgresql_stepping: Stepping) -> None:

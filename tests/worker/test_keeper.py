@@ -79,9 +79,11 @@ def test_a_duty_may_want_to_go_on_soon(keep: t.Callable[..., Keeper]) -> None:
     assert 3500 < pause <= 3600
 
 
-@pytest.mark.parametrize("error", [ValueError("broken"), OSError("away")], ids=str)
+@pytest.mark.parametrize(
+    "error", [ValueError("broken"), OSError("away"), SystemExit("over")], ids=str
+)
 def test_a_duty_that_fails_keeps_no_other_from_its_turn(
-    keep: t.Callable[..., Keeper], caplog: pytest.LogCaptureFixture, error: Exception
+    keep: t.Callable[..., Keeper], caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     done: list[str] = []
 
