@@ -11,6 +11,7 @@ from flask import current_app, has_app_context
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, object_session
 
 from ..rows import reads
+from ..rows.driver_errors import is_taken
 from ..rows.listeners import meet
 from ..rows.models import SequenceRun
 from ..rows.readonly import note_begin, note_end, refuse_writes
@@ -103,9 +104,10 @@ def insert_unless_taken(waits: LockWaits, session: Session, run: SequenceRun) ->
     try:
         return waits.act(find_or_insert)
     except sa.exc.IntegrityError as error:
-        if SequenceRun.__tablename__ in (error.statement or ""):
+        # Another constraint, or a row that a listener of the application added, is the caller's.
+        if is_taken(error) and SequenceRun.__tablename__ in (error.statement or ""):
             return None
-        raise  # of a row that a listener of the application added
+        raise
 
 
 def find_active_afresh(

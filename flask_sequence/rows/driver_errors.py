@@ -80,6 +80,8 @@ Not in it, since the next try ends the same way: a row that is larger than ``max
 """
 
 
+_SQLITE_UNIQUE = 2067
+"""SQLite's code for it, in full."""
 _LIMITS_OF_TRANSACTIONS = (Code("sqlstate", "25P03"), Code("sqlstate", "25P04"))
 """Limits that a step exceeds although it is our own statement that is told so."""
 
@@ -232,6 +234,15 @@ def is_missing_table(error: BaseException | None) -> bool:
 def is_missing_savepoint(error: sa.exc.DBAPIError) -> bool:
     """Tell whether MariaDB no longer knows a savepoint: the transaction that had it is gone."""
     return code_of(error.orig) == Code("mysql", 1305)
+
+
+def is_taken(error: sa.exc.DBAPIError) -> bool:
+    """Tell whether a unique index refused a statement, and no other constraint.
+
+    :param error: What was raised.
+    """
+    by_sqlite = getattr(error.orig, "sqlite_errorcode", None) == _SQLITE_UNIQUE
+    return by_sqlite or code_of(error.orig) in (Code("sqlstate", "23505"), Code("mysql", 1062))
 
 
 def is_integrity_error(error: BaseException) -> bool:

@@ -505,6 +505,20 @@ class TestKey:
             TwoSteps.set(key="k").start()
         sa.event.remove(session, "before_flush", audit)
 
+    def test_another_constraint_of_the_table_reaches_the_caller(
+        self, app: Flask, published: list[Nudge]
+    ) -> None:
+        refuse = sa.text(
+            "CREATE TRIGGER refuse BEFORE INSERT ON sequence_runs BEGIN"
+            " SELECT RAISE(ABORT, 'refused'); END"
+        )
+        if db.engine.dialect.name != "sqlite":
+            refuse = sa.text("ALTER TABLE sequence_runs ADD CONSTRAINT refused CHECK (version < 0)")
+        db.session.execute(refuse)
+        db.session.commit()
+        with pytest.raises(sa.exc.DBAPIError, match="refused"):
+            TwoSteps.set(key="k").start()
+
     def test_that_an_open_transaction_holds(
         self, make_app: MakeApp, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
