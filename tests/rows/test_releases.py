@@ -89,7 +89,7 @@ class Release:
     """
 
     def __init__(self, python: Path, url: str, folder: Path) -> None:
-        self.command = [python, "-m", "tests.support.releasing", url, folder]
+        self.command = [str(python), "-m", "tests.support.releasing", url, str(folder)]
 
     def do(self, *verbs: str) -> dict[str, t.Any]:
         """Have a process do something, and return its answers."""

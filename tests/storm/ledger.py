@@ -13,8 +13,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from flask_sequence import SequenceRun, Status
-from tests.storm.checker import STEPS, Effect, Ending, Ledger
-from tests.storm.tables import StormEffect, StormStart, db, make_app
+from tests.storm.checker import STEPS, Effect, Ending, Ledger, Paper
+from tests.storm.strangers import NOTES
+from tests.storm.tables import StormEffect, StormPaper, StormStart, db, make_app
 
 if t.TYPE_CHECKING:
     from tests.storm.place import Place
@@ -104,12 +105,21 @@ class Reader:
         return ledger
 
     def _read_runs(self, ledger: Ledger) -> None:
+        markers: dict[int | None, str] = {}
         for run in db.session.scalars(sa.select(SequenceRun)):
+            markers[run.id] = run.data["marker"]
             ledger.rows.append(run.data["marker"])
             if run.status is Status.FINISHED:
                 assert run.finished_at is not None
                 ending = Ending(run.data["value"], run.finished_at.timestamp())
                 ledger.endings[run.data["marker"]] = ending
+        ledger.papers = [
+            Paper(row.marker, row.step, row.loop, markers.get(row.run_id))
+            for row in db.session.scalars(sa.select(StormPaper))
+        ]
+        notes = read_lines(self.folder, NOTES)
+        rows = [paper.marker for paper in ledger.papers]
+        ledger.strangers = committed_markers(notes, rows)
 
     def standing(self) -> list[str]:
         """Tell of the runs that have not finished, a line each."""

@@ -21,6 +21,7 @@ from tests.storm.place import BEGAN, Options, Place
 from tests.storm.progress import Progress
 from tests.storm.report import Result
 from tests.storm.servers import open_broker, open_database
+from tests.storm.strangers import NOTES, Strangers
 from tests.storm.tables import make_tables
 from tests.support.application import close_app
 from tests.support.hosts import Host, Network, require
@@ -57,7 +58,8 @@ def run_storm(options: Options, output: Path, stream: t.TextIO = sys.stderr) -> 
         starters = stack.enter_context(_starters(place, hosts.get("web")))
         place = replace(place, began=time.time())
         (folder / BEGAN).write_text(str(place.began))
-        nemesis = Nemesis(place, crew, database, broker, working)
+        strangers = Strangers(replace(place, database=database.url))
+        nemesis = Nemesis(place, crew, database, broker, strangers, working)
         reader = Reader(judge)
         stack.callback(close_app, reader.app)
         nemesis.start()
@@ -159,5 +161,6 @@ def _judge(
 def _keep_logs(folder: Path, output: Path) -> None:
     logs = output / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    for path in (*folder.glob("*.log"), *folder.glob("starts-*"), *folder.glob("attempts")):
+    names = ("*.log", "starts-*", "attempts", NOTES)
+    for path in (path for name in names for path in folder.glob(name)):
         shutil.copy(path, logs / path.name)

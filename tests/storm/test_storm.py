@@ -20,6 +20,7 @@ from tests.storm.checker import (
     Ending,
     Findings,
     Ledger,
+    Paper,
     check,
     expected_values,
 )
@@ -37,6 +38,7 @@ from tests.storm.place import Options
 from tests.storm.progress import Progress
 from tests.storm.report import Result, text, write
 from tests.storm.storm import run_storm
+from tests.storm.strangers import ENDS, EVERY, HELD, plan_strangers
 
 if t.TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +47,7 @@ MARKERS = ("0-1", "0-2", "1-1")
 
 
 def good_ledger() -> Ledger:
-    """Give the ledger of three runs, one of whose steps was begun twice."""
+    """Return the ledger of three runs, one of whose steps was begun twice, and of a stranger."""
     effects = [
         Effect(marker, step, index, expected_values(marker)[step, index])
         for (step, index), marker in itertools.product(PLACES, MARKERS)
@@ -57,7 +59,24 @@ def good_ledger() -> Ledger:
     steps = itertools.product(MARKERS, range(1, STEPS + 1))
     attempts = collections.Counter(steps)
     attempts["0-1", 2] += 1
-    return Ledger(set(MARKERS), effects, list(MARKERS), endings, attempts)
+    papers = [Paper(effect.marker, effect.step, effect.loop, effect.marker) for effect in effects]
+    papers += [Paper(marker, 0, 0, marker) for marker in MARKERS]
+    papers.append(Paper("s-1-0", 0, 0, "0-1"))
+    return Ledger(
+        set(MARKERS),
+        effects,
+        list(MARKERS),
+        endings,
+        attempts,
+        papers=papers,
+        strangers={"s-1-0"},
+    )
+
+
+def papers_of(ledger: Ledger) -> list[Paper]:
+    """Return the rows that refer to runs."""
+    assert ledger.papers is not None
+    return ledger.papers
 
 
 def reds(ledger: Ledger) -> set[str]:
@@ -74,6 +93,7 @@ def test_a_good_ledger_is_good() -> None:
     assert list(findings.faults) == ["lost", "doubled", "out_of_order", "unexpected", "broken"]
     assert not any(findings.faults.values())
     assert findings.recovered == 1
+    assert (findings.papers, findings.strangers) == (24, 1)
 
 
 def test_a_run_that_did_not_finish_is_lost() -> None:
@@ -140,6 +160,38 @@ def test_another_value_breaks_the_chain() -> None:
     assert reds(ledger) == {"broken"}
 
 
+@pytest.mark.parametrize("place", [("0-1", 0, 0), ("0-1", 3, 1), ("s-1-0", 0, 0)])
+def test_a_paper_that_is_missing_or_there_twice_is_found(place: tuple[str, int, int]) -> None:
+    ledger = good_ledger()
+    (paper,) = [paper for paper in papers_of(ledger) if paper[:3] == place]
+    papers_of(ledger).remove(paper)
+    assert reds(ledger) == {"lost"}
+    papers_of(ledger).extend([paper] * 2)
+    assert reds(ledger) == {"doubled"}
+
+
+def test_a_paper_that_was_rolled_back_is_unexpected() -> None:
+    for marker in ("0-3", "s-2-0"):
+        ledger = good_ledger()
+        papers_of(ledger).append(Paper(marker, 0, 0, "0-1"))
+        assert reds(ledger) == {"unexpected"} | ({"broken"} if marker == "0-3" else set())
+        assert check(ledger).unexpected == [marker]
+
+
+@pytest.mark.parametrize("number", [0, -1], ids=["of a step", "of a stranger"])
+def test_a_paper_without_its_run_is_broken(number: int) -> None:
+    ledger = good_ledger()
+    papers_of(ledger)[number] = papers_of(ledger)[number]._replace(run=None)
+    assert reds(ledger) == {"broken"}
+
+
+def test_a_peer_has_no_papers() -> None:
+    ledger = good_ledger()
+    ledger.papers, ledger.strangers = None, set()
+    assert check(ledger).is_good
+    assert check(ledger).papers == check(ledger).strangers == 0
+
+
 def test_a_storm_that_hit_nothing_is_not_good() -> None:
     ledger = good_ledger()
     ledger.raised["0-1", 2] += 1  # on purpose: nothing had to be recovered
@@ -195,13 +247,23 @@ def test_each_link_is_cut_in_turn() -> None:
     assert plan_cuts(Options(seconds=120)) == []
 
 
+def test_strangers_come_where_the_database_is_a_server() -> None:
+    options = Options(seconds=120)
+    plan = plan_strangers(options)
+    assert plan == plan_strangers(options) != plan_strangers(dataclasses.replace(options, seed=2))
+    assert len(plan) == 120 / EVERY
+    assert {planned.kind for planned in plan} == set(ENDS)
+    assert all(HELD[0] <= planned.seconds <= HELD[1] for planned in plan)
+    for without in ({"strangers": False}, {"database": "sqlite"}, {"peer": "celery-chain"}):
+        assert plan_strangers(dataclasses.replace(options, **t.cast(t.Any, without))) == []
+
+
 # The report
 
 
 def make_result(**changes: t.Any) -> Result:
-    faults = [
-        Fault(kind, "one", 2.0, 5.0) for kind in (*KILLS, *CUTS, "flush", "broker", "database")
-    ]
+    servers = ("flush", "broker", "database")
+    faults = [Fault(kind, "one", 2.0, 5.0) for kind in (*KILLS, *CUTS, *ENDS, *servers)]
     result = Result(
         options=Options(runs=3),
         findings=check(good_ledger()),
@@ -222,6 +284,7 @@ def test_a_report_tells_the_figures(tmp_path: Path) -> None:
     result = make_result()
     write(result, tmp_path)
     assert "all done       7.0 s after the last fault" in (tmp_path / "report.txt").read_text()
+    assert "foreign rows   24 of starts and steps, 1 of strangers" in text(result)
     assert text(result).endswith("GOOD")
     figures = json.loads((tmp_path / "report.json").read_text())
     assert figures["good"] is True
@@ -237,6 +300,7 @@ def test_a_report_tells_the_figures(tmp_path: Path) -> None:
     [
         {"findings": check(Ledger())},
         {"findings": Findings(["x"], [], [], [], [], 1)},
+        {"findings": dataclasses.replace(check(good_ledger()), strangers=0)},
         {"finished": [36.0]},
         {"errors": ["harm_servers: it did not start"]},
     ],
@@ -294,6 +358,7 @@ SMALL = Options(
 def test_nothing_is_lost_and_nothing_happens_twice(options: Options, tmp_path: Path) -> None:
     result = run_storm(options, tmp_path, io.StringIO())
     assert result.problems == [], text(result)
+    assert (result.findings.strangers > 0) == (options.database != "sqlite")
     kinds = {fault.kind for fault in result.faults}
     assert kinds >= {"child", "flush", "database"}
     assert len(result.finished) >= options.runs
