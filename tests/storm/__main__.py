@@ -42,6 +42,8 @@ HELP = {
     "cut_every": "seconds from one cut link to the next, with --partition",
     "strangers": "have transactions of others refer to runs and stay open, on PostgreSQL and"
     " MariaDB",
+    "lock_wait": "after how many seconds the application's statements wait no longer for a lock of"
+    " others: lock_timeout, innodb_lock_wait_timeout; 0: as the server does",
     "peer": "do the same work without flask-sequence, for comparison",
     "acks_late": "the peer acknowledges late and rejects on a lost worker",
 }

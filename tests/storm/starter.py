@@ -49,9 +49,8 @@ class Starter:
         self.markers = 0
         self.begin: t.Callable[[str], None] = self.begin_run
         # As a web process, which has to look after its connections itself.
-        engine = {"connect_args": CUT[place.options.database]} if place.options.partition else {}
-        config = {"SQLALCHEMY_ENGINE_OPTIONS": engine}
-        self.app = celery_chain.flask_app if self.options.peer else make_app(place, **config)
+        cut = CUT[place.options.database] if place.options.partition else {}
+        self.app = celery_chain.flask_app if self.options.peer else make_app(place, **cut)
 
     def run(self) -> None:
         """Start them all."""

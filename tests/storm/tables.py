@@ -64,14 +64,24 @@ class StormPaper(db.Model):  # type: ignore[name-defined, misc]
     run: Mapped[SequenceRun | None] = relationship(SequenceRun)
 
 
-def make_app(place: Place, **config: t.Any) -> Flask:
+LOCK_WAIT = {
+    "postgresql": ("options", "-c lock_timeout={}s"),
+    "mariadb": ("init_command", "SET SESSION innodb_lock_wait_timeout = {}"),
+}
+"""The argument for the driver that bounds how long a statement waits for a lock."""
+
+
+def make_app(place: Place, **arguments: t.Any) -> Flask:
     """Make the application of a storm.
 
     :param place: The storm.
-    :param config: More of ``app.config``.
+    :param arguments: Arguments for the driver.
     """
-    instance = f"{place.folder}/instance"
-    config = {**place.settings, **config}
+    instance, wait = f"{place.folder}/instance", place.options.lock_wait
+    if wait and place.options.database in LOCK_WAIT:
+        name, text = LOCK_WAIT[place.options.database]
+        arguments[name] = text.format(wait)
+    config = {**place.settings, "SQLALCHEMY_ENGINE_OPTIONS": {"connect_args": arguments}}
     return create_app(place.database, place.celery, database=db, instance_path=instance, **config)
 
 
