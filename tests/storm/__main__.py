@@ -42,6 +42,7 @@ HELP = {
     "cut_every": "seconds from one cut link to the next, with --partition",
     "strangers": "have transactions of others refer to runs and stay open, on PostgreSQL and"
     " MariaDB",
+    "past": "how many runs that ended long ago are purged meanwhile, where there are strangers",
     "lock_wait": "after how many seconds the application's statements wait no longer for a lock of"
     " others: lock_timeout, innodb_lock_wait_timeout; 0: as the server does",
     "peer": "do the same work without flask-sequence, for comparison",

@@ -61,7 +61,8 @@ class Paper(t.NamedTuple):
     """A row that refers to a run."""
 
     marker: str
-    """The run that it was written for, or the stranger's name for it."""
+    """The run that it was written for; or a stranger's name for it, which begins with ``s-``, or
+    with ``o-`` where its run may have been purged; or ``p-`` and the id of a run of long ago."""
     step: int
     """0: it was not written by a step."""
     loop: int
@@ -96,6 +97,8 @@ class Ledger:
     """The rows that refer to runs; None: there are no runs."""
     strangers: set[str] = field(default_factory=set)
     """The rows that strangers must have committed."""
+    past: set[str] = field(default_factory=set)
+    """The rows that refer to runs that are to be purged."""
 
 
 @dataclass(frozen=True)
@@ -149,13 +152,9 @@ def check(ledger: Ledger) -> Findings:
         recovered=sum(
             max(0, count - 1 - ledger.raised[key]) for key, count in ledger.attempts.items()
         ),
-        papers=len(papers := ledger.papers or []) - sum(map(_is_strangers, papers)),
-        strangers=sum(map(_is_strangers, papers)),
+        papers=sum(paper.marker in ledger.committed for paper in ledger.papers or ()),
+        strangers=sum(paper.marker in ledger.strangers for paper in ledger.papers or ()),
     )
-
-
-def _is_strangers(paper: Paper) -> bool:
-    return paper.marker.startswith("s-")
 
 
 def _lost(ledger: Ledger, places: t.Mapping[str, list[tuple[int, int]]]) -> list[str]:
@@ -172,12 +171,12 @@ def _lost_papers(ledger: Ledger) -> list[str]:
         return []
     there = {paper[:3] for paper in ledger.papers}
     expected = [(marker, *place) for marker in ledger.committed for place in ((0, 0), *PLACES)]
-    expected += [(marker, 0, 0) for marker in ledger.strangers]
+    expected += [(marker, 0, 0) for marker in ledger.strangers | ledger.past]
     return [f"paper {paper}" for paper in sorted(expected) if paper not in there]
 
 
 def _unexpected(ledger: Ledger, markers: t.Iterable[str]) -> list[str]:
-    papers = {paper.marker for paper in ledger.papers or ()} - ledger.strangers
+    papers = {paper.marker for paper in ledger.papers or ()} - ledger.strangers - ledger.past
     return sorted({*markers, *ledger.rows, *papers} - ledger.committed)
 
 
@@ -206,6 +205,12 @@ def _broken(ledger: Ledger) -> list[str]:
     wrong += [
         f"paper {paper.marker, paper.step, paper.loop}: of run {paper.run}"
         for paper in ledger.papers or ()
-        if paper.run is None or (paper.run != paper.marker and not _is_strangers(paper))
+        if not _is_right(paper)
     ]
     return sorted(wrong)
+
+
+def _is_right(paper: Paper) -> bool:
+    if paper.marker.startswith("s-"):
+        return paper.run is not None
+    return paper.run == (None if paper.marker.startswith(("o-", "p-")) else paper.marker)

@@ -47,6 +47,8 @@ class Options:
     cut_every: float = 10.0
     strangers: bool = True
     """Whether others refer to runs in transactions that stay open, on a server."""
+    past: int = 100
+    """How many runs, where there are strangers, are purged meanwhile."""
     lock_wait: int = 0
     """After how many seconds the application's statements wait no longer for a lock of others."""
     peer: str | None = None

@@ -74,6 +74,8 @@ class Result:
     standing: list[str]
     loads: tuple[float, float]
     """The load of the machine before and after."""
+    unpurged: int = 0
+    """How many runs that ended long ago are still there."""
 
     @property
     def seconds_to_finish(self) -> float:
@@ -88,6 +90,8 @@ class Result:
             found.append("nothing was recovered: no fault hit anything")
         if self.options.has_strangers and self.findings.strangers == 0:
             found.append("no stranger has referred to a run")
+        if self.unpurged:
+            found.append(f"{self.unpurged} runs that ended long ago were not purged")
         if self.seconds_to_finish > self.options.goal:
             found.append(f"done {self.seconds_to_finish:.1f} s after the last fault")
         return [*found, *self.errors]
@@ -104,6 +108,7 @@ class Result:
             "recovered": self.findings.recovered,
             "foreign_rows": self.findings.papers,
             "foreign_rows_of_strangers": self.findings.strangers,
+            "unpurged": self.unpurged,
             "seconds_from_last_fault_to_last_finish": round(self.seconds_to_finish, 2),
             "workers_ended_by_themselves": self.ended_workers,
             "load": self.loads,
@@ -141,7 +146,8 @@ def text(result: Result) -> str:
     options, counts = result.options, collections.Counter(fault.kind for fault in result.faults)
     peer = f"{options.peer}{', acks_late' if options.acks_late else ''}: " if options.peer else ""
     kinds = [f"  {counts[kind]:4d} times  {NAMES[kind]}" for kind in NAMES if counts[kind]]
-    findings = []
+    past = options.past if options.has_strangers else 0
+    purged, findings = past - result.unpurged, []
     for name, rows in result.findings.faults.items():
         findings.append(f"  {name.replace('_', ' '):14s} {len(rows)}")
         findings += [f"      {row}" for row in rows[:SHOWN]]
@@ -158,6 +164,7 @@ def text(result: Result) -> str:
             f"  recovered      {result.findings.recovered} attempts",
             f"  foreign rows   {result.findings.papers} of starts and steps,"
             f" {result.findings.strangers} of strangers",
+            f"  purged         {purged} of {past} runs that ended long ago",
             f"  all done       {result.seconds_to_finish:.1f} s after the last fault",
             f"  by themselves  {len(result.ended_workers)} workers ended",
             *(f"      {row}" for row in result.ended_workers[:SHOWN]),

@@ -25,7 +25,7 @@ def good_ledger() -> Ledger:
     attempts["0-1", 2] += 1
     papers = [Paper(effect.marker, effect.step, effect.loop, effect.marker) for effect in effects]
     papers += [Paper(marker, 0, 0, marker) for marker in MARKERS]
-    papers.append(Paper("s-1-0", 0, 0, "0-1"))
+    papers += [Paper("s-1-0", 0, 0, "0-1"), Paper("o-1-0", 0, 0, None), Paper("p-7", 0, 0, None)]
     return Ledger(
         set(MARKERS),
         effects,
@@ -33,5 +33,6 @@ def good_ledger() -> Ledger:
         endings,
         attempts,
         papers=papers,
-        strangers={"s-1-0"},
+        strangers={"s-1-0", "o-1-0"},
+        past={"p-7"},
     )

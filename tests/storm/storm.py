@@ -17,6 +17,7 @@ from tests.storm.checker import check
 from tests.storm.crew import Crew
 from tests.storm.ledger import Reader
 from tests.storm.nemesis import Nemesis
+from tests.storm.past import fill_past
 from tests.storm.place import BEGAN, Options, Place
 from tests.storm.progress import Progress
 from tests.storm.report import Result
@@ -59,13 +60,14 @@ def run_storm(options: Options, output: Path, stream: t.TextIO = sys.stderr) -> 
         place = replace(place, began=time.time())
         (folder / BEGAN).write_text(str(place.began))
         strangers = Strangers(replace(place, database=database.url))
+        past = fill_past(strangers.engine, options)
         nemesis = Nemesis(place, crew, database, broker, strangers, working)
         reader = Reader(judge)
         stack.callback(close_app, reader.app)
         nemesis.start()
         _watch(nemesis, starters, crew, reader, Progress(options.runs, stream))
         crew.dismiss()
-        result = _judge(place, nemesis, starters, crew, reader, load)
+        result = _judge(place, nemesis, starters, crew, reader, load, past)
         if result.problems:
             _keep_logs(folder, output)
     return result
@@ -122,7 +124,7 @@ def _watch(
         if is_over:
             crew.refill()
             began = all(starter.poll() is not None for starter in starters)
-            if began and answers and counts.finished >= counts.started:
+            if began and answers and counts.finished >= counts.started and counts.past == 0:
                 return
             if time.time() > nemesis.last_fault + reader.place.options.settle:
                 return
@@ -136,8 +138,9 @@ def _judge(
     crew: Crew,
     reader: Reader,
     load: float,
+    past: set[str],
 ) -> Result:
-    ledger = reader.read()
+    ledger = replace(reader.read(), past=past)
     errors = list(nemesis.errors)
     for number, starter in enumerate(starters):
         if starter.poll() != 0:
@@ -153,6 +156,7 @@ def _judge(
         last_fault=nemesis.last_fault,
         ended_workers=crew.ended,
         errors=errors,
+        unpurged=reader.counts.past,
         standing=reader.standing(),
         loads=(load, os.getloadavg()[0]),
     )

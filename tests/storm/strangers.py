@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool
 
 from flask_sequence import SequenceRun, Status
 from tests.storm.nemesis import Fault, Planned
+from tests.storm.past import IS_PAST
 from tests.storm.tables import StormPaper
 
 if t.TYPE_CHECKING:
@@ -90,16 +91,10 @@ class Strangers:
         with self.engine.connect() as connection:
             connection.exec_driver_sql(WAIT[self.kind])
             connection.commit()
-            active = sa.select(SequenceRun.id).where(
-                SequenceRun.status.in_((Status.WAITING, Status.RUNNING))
-            )
-            run_ids = list(connection.scalars(active))
+            rows = self.choose(connection)
             connection.rollback()
-            if not run_ids:
+            if not rows:
                 return
-            chosen = self.chance.sample(run_ids, min(len(run_ids), self.chance.randint(1, MOST)))
-            number = next(self.numbers)
-            rows = {f"s-{number}-{row}": run_id for row, run_id in enumerate(chosen)}
             at, sent = time.time(), False
             try:
                 self.hold(connection, planned, rows)
@@ -111,7 +106,25 @@ class Strangers:
             finally:
                 if not sent:
                     self.tell("rolled_back", rows)
-                self.faults.append(Fault(planned.kind, f"runs {chosen}", at, time.time()))
+                runs = ", ".join(map(str, rows.values()))
+                self.faults.append(Fault(planned.kind, f"runs {runs}", at, time.time()))
+
+    def choose(self, connection: sa.Connection) -> dict[str, int]:
+        """Choose some runs that have not ended or are about to be purged, and name a row for each.
+
+        :param connection: To the database.
+        """
+        unended = SequenceRun.status.in_((Status.WAITING, Status.RUNNING))
+        active = sa.select(SequenceRun.id).where(unended)
+        past = sa.select(SequenceRun.id).where(IS_PAST).order_by(SequenceRun.finished_at).limit(9)
+        number, most = next(self.numbers), self.chance.randint(1, MOST)
+        rows: dict[str, int] = {}
+        for name, query in (("s", active), ("o", past)):
+            run_ids = list(connection.scalars(query))
+            chosen = self.chance.sample(run_ids, min(len(run_ids), most))
+            rows |= {f"{name}-{number}-{row}": run_id for row, run_id in enumerate(chosen)}
+            most -= self.chance.randint(0, most)  # most refer to runs that have not ended
+        return rows
 
     def hold(self, connection: sa.Connection, planned: Planned, rows: t.Mapping[str, int]) -> None:
         """Write the rows, and wait with the transaction open, perhaps until it is killed."""

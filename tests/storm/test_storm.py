@@ -107,7 +107,7 @@ def test_a_report_tells_the_figures(tmp_path: Path) -> None:
     result = make_result()
     write(result, tmp_path)
     assert "all done       7.0 s after the last fault" in (tmp_path / "report.txt").read_text()
-    assert "foreign rows   24 of starts and steps, 1 of strangers" in text(result)
+    assert "foreign rows   24 of starts and steps, 2 of strangers" in text(result)
     assert text(result).endswith("GOOD")
     figures = json.loads((tmp_path / "report.json").read_text())
     assert figures["good"] is True
@@ -125,6 +125,7 @@ def test_a_report_tells_the_figures(tmp_path: Path) -> None:
         {"findings": Findings(["x"], [], [], [], [], 1)},
         {"findings": dataclasses.replace(check(good_ledger()), strangers=0)},
         {"finished": [36.0]},
+        {"unpurged": 1},
         {"errors": ["harm_servers: it did not start"]},
     ],
 )
