@@ -5,6 +5,8 @@ A row of the application refers to each, and strangers refer to them and lock th
 
 from __future__ import annotations
 
+import datetime
+
 import sqlalchemy as sa
 
 from flask_sequence import Status
@@ -14,7 +16,7 @@ from tests.storm.tables import StormPaper
 from tests.support.filling import fill, now
 
 SEQUENCE = "Filled0"
-RETENTION_SECONDS = 7 * 86_400
+RETENTION = datetime.timedelta(days=7)
 """The default of SEQUENCE_RETENTION."""
 
 IS_PAST = runs.c.sequence == SEQUENCE
@@ -29,13 +31,14 @@ def fill_past(engine: sa.Engine, options: Options) -> set[str]:
     if not options.has_strangers or options.past == 0:
         return set()
     with engine.begin() as connection:
-        seconds = f"{options.seconds} * i / {options.past} - {RETENTION_SECONDS}"
-        finished_at = now(connection, seconds)
+        finished_at = now(connection, f"{options.seconds} * i / {options.past}")
     fill(engine, options.past, Status.FINISHED, sequences=1, finished_at=finished_at)
+    end = sa.update(runs).where(runs.c.id == sa.bindparam("run"))
     with engine.begin() as connection:
-        run_ids = connection.scalars(sa.select(runs.c.id).where(IS_PAST)).all()
-        papers = [
-            {"run_id": run_id, "marker": f"p-{run_id}", "step": 0, "loop": 0} for run_id in run_ids
-        ]
+        past = connection.execute(sa.select(runs.c.id, runs.c.finished_at).where(IS_PAST)).all()
+        papers = [{"run_id": row.id, "marker": f"p-{row.id}", "step": 0, "loop": 0} for row in past]
         connection.execute(sa.insert(StormPaper), papers)
+        # Not before: they may be purged from now on.
+        ends = [{"run": row.id, "finished_at": row.finished_at - RETENTION} for row in past]
+        connection.execute(end, ends)
     return {paper["marker"] for paper in papers}

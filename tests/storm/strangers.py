@@ -59,7 +59,7 @@ def plan_strangers(options: Options) -> list[Planned]:
 
 
 class Strangers:
-    """Do it.
+    """Those who do it.
 
     :param place: The storm, with the address of the database for this process.
     """
