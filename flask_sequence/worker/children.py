@@ -17,17 +17,17 @@ def live_processes(pool: t.Any) -> set[int]:
     :param pool: Celery's pool.
     """
     processes = getattr(getattr(pool, "_pool", None), "_pool", None) or ()
-    # One that is about to be forked stands among them, without a process id.
-    known = [(process, process.pid) for process in list(processes)]
-    return {pid for process, pid in known if pid is not None and _is_alive(process, pid)}
+    return {process.pid for process in list(processes) if _is_alive(process)}
 
 
-def _is_alive(process: t.Any, pid: int) -> bool:
+def _is_alive(process: t.Any) -> bool:
+    if process.pid is None:
+        return False  # the pool is about to fork it
     if not hasattr(os, "waitid"):  # macOS before Python 3.13
         return process.exitcode is None
     try:
         # Looks, and leaves it to the pool to reap.
-        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         return ended is None
     except ChildProcessError:
         return False

@@ -174,12 +174,12 @@ SMALL = Options(
 @pytest.mark.parametrize(
     "options",
     [
-        dataclasses.replace(SMALL, runs=60),
-        dataclasses.replace(SMALL, runs=40, database="sqlite", broker="embedded", kill_every=0.7),
         pytest.param(
             dataclasses.replace(SMALL, runs=40, database="mariadb", lock_wait=1),
             marks=pytest.mark.full,
         ),
+        dataclasses.replace(SMALL, runs=60),
+        dataclasses.replace(SMALL, runs=40, database="sqlite", broker="embedded", kill_every=0.7),
     ],
     ids=lambda options: f"{options.database}-{options.broker}",
 )
