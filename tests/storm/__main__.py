@@ -40,6 +40,11 @@ HELP = {
     "partition": "put workers, starters, database and broker on hosts of their own, and cut their"
     " links instead of killing processes",
     "cut_every": "seconds from one cut link to the next, with --partition",
+    "strangers": "have transactions of others refer to runs and stay open, on PostgreSQL and"
+    " MariaDB",
+    "past": "how many runs that ended long ago are purged meanwhile, where there are strangers",
+    "lock_wait": "after how many seconds the application's statements wait no longer for a lock of"
+    " others: lock_timeout, innodb_lock_wait_timeout; 0: as the server does",
     "peer": "do the same work without flask-sequence, for comparison",
     "acks_late": "the peer acknowledges late and rejects on a lost worker",
 }
@@ -61,7 +66,10 @@ def make_parser() -> argparse.ArgumentParser:
     for field in dataclasses.fields(Options):
         name, default = f"--{field.name.replace('_', '-')}", field.default
         told = f"{HELP.get(field.name, 'which')} (default: %(default)s)"
-        if isinstance(default, bool):
+        if default is True:
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(name, action=action, default=default, help=told)
+        elif isinstance(default, bool):
             parser.add_argument(name, action="store_true", help=HELP[field.name])
         elif field.name in CHOICES:
             choices = CHOICES[field.name]

@@ -11,6 +11,7 @@ from celery import Celery, chain
 from flask import Flask
 from kombu.exceptions import OperationalError
 
+from flask_sequence.rows.models import join_metadata
 from tests.storm.checker import LOOP, LOOPS, STEPS
 from tests.storm.place import FOLDER, Place, this_place
 from tests.storm.tables import db, first_data, write_effect
@@ -24,6 +25,7 @@ def make_flask(place: Place) -> Flask:
     app = Flask("storm")
     app.config["SQLALCHEMY_DATABASE_URI"] = place.database
     db.init_app(app)
+    join_metadata(db, None)  # one of the tables refers to runs
     return app
 
 

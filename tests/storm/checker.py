@@ -57,6 +57,19 @@ class Effect(t.NamedTuple):
     value: int
 
 
+class Paper(t.NamedTuple):
+    """A row that refers to a run."""
+
+    marker: str
+    """The run that it was written for; or a stranger's name for it, which begins with ``s-``, or
+    with ``o-`` where its run may have been purged; or ``p-`` and the id of a run of long ago."""
+    step: int
+    """0: it was not written by a step."""
+    loop: int
+    run: str | None
+    """The marker of the run that it refers to."""
+
+
 class Ending(t.NamedTuple):
     """The end of a run: the value in its data, and when."""
 
@@ -80,6 +93,12 @@ class Ledger:
     """How often each step of each run was begun."""
     raised: collections.Counter[tuple[str, int]] = field(default_factory=collections.Counter)
     """How often it failed on purpose."""
+    papers: list[Paper] | None = None
+    """The rows that refer to runs; None: there are no runs."""
+    strangers: set[str] = field(default_factory=set)
+    """The rows that strangers must have committed."""
+    past: set[str] = field(default_factory=set)
+    """The rows that refer to runs that are to be purged."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +106,22 @@ class Findings:
     """What is wrong, each as a list of lines that name it; all but ``recovered`` must be empty."""
 
     lost: list[str]
-    """Committed starts that did not finish, or without an effect of each step."""
+    """Committed starts that did not finish, or without an effect and a paper of each step, and
+    papers of strangers that are gone."""
     doubled: list[str]
-    """Effects that are there more than once, and starts that made two runs."""
+    """Effects and papers that are there more than once, and starts that made two runs."""
     out_of_order: list[str]
     """Runs with an effect before one of an earlier step."""
     unexpected: list[str]
-    """Runs and effects of starts that were rolled back."""
+    """Runs, effects and papers of starts, and papers of strangers, that were rolled back."""
     broken: list[str]
-    """Values that are not what the steps before make them."""
+    """Values that are not what the steps before make them, papers that refer to another run."""
     recovered: int
     """Attempts beyond the first that no failure on purpose explains; with 0 nothing was tested."""
+    papers: int = 0
+    """How many rows of starts and steps refer to runs."""
+    strangers: int = 0
+    """How many of strangers do."""
 
     @property
     def faults(self) -> dict[str, list[str]]:
@@ -123,11 +147,13 @@ def check(ledger: Ledger) -> Findings:
         lost=_lost(ledger, places),
         doubled=_doubled(ledger),
         out_of_order=sorted(marker for marker, seen in places.items() if seen != sorted(seen)),
-        unexpected=sorted({*places, *ledger.rows} - ledger.committed),
+        unexpected=_unexpected(ledger, places),
         broken=_broken(ledger),
         recovered=sum(
             max(0, count - 1 - ledger.raised[key]) for key, count in ledger.attempts.items()
         ),
+        papers=sum(paper.marker in ledger.committed for paper in ledger.papers or ()),
+        strangers=sum(paper.marker in ledger.strangers for paper in ledger.papers or ()),
     )
 
 
@@ -137,14 +163,30 @@ def _lost(ledger: Ledger, places: t.Mapping[str, list[tuple[int, int]]]) -> list
         missing = [place for place in PLACES if place not in places.get(marker, ())]
         if marker not in ledger.endings or missing:
             lost.append(f"{marker}: without {missing}" if missing else f"{marker}: unfinished")
-    return lost
+    return lost + _lost_papers(ledger)
+
+
+def _lost_papers(ledger: Ledger) -> list[str]:
+    if ledger.papers is None:
+        return []
+    there = {paper[:3] for paper in ledger.papers}
+    expected = [(marker, *place) for marker in ledger.committed for place in ((0, 0), *PLACES)]
+    expected += [(marker, 0, 0) for marker in ledger.strangers | ledger.past]
+    return [f"paper {paper}" for paper in sorted(expected) if paper not in there]
+
+
+def _unexpected(ledger: Ledger, markers: t.Iterable[str]) -> list[str]:
+    papers = {paper.marker for paper in ledger.papers or ()} - ledger.strangers - ledger.past
+    return sorted({*markers, *ledger.rows, *papers} - ledger.committed)
 
 
 def _doubled(ledger: Ledger) -> list[str]:
     effects = collections.Counter(effect[:3] for effect in ledger.effects)
+    papers = collections.Counter(paper[:3] for paper in ledger.papers or ())
     runs = collections.Counter(ledger.rows)
     return [
         *(f"{key}: {count} times" for key, count in sorted(effects.items()) if count > 1),
+        *(f"paper {key}: {count} times" for key, count in sorted(papers.items()) if count > 1),
         *(f"{marker}: {count} runs" for marker, count in sorted(runs.items()) if count > 1),
     ]
 
@@ -160,4 +202,15 @@ def _broken(ledger: Ledger) -> list[str]:
         for marker, ending in ledger.endings.items()
         if ending.value != expected_values(marker)[PLACES[-1]]
     ]
+    wrong += [
+        f"paper {paper.marker, paper.step, paper.loop}: of run {paper.run}"
+        for paper in ledger.papers or ()
+        if not _is_right(paper)
+    ]
     return sorted(wrong)
+
+
+def _is_right(paper: Paper) -> bool:
+    if paper.marker.startswith("s-"):
+        return paper.run is not None
+    return paper.run == (None if paper.marker.startswith(("o-", "p-")) else paper.marker)

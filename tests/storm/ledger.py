@@ -13,8 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from flask_sequence import SequenceRun, Status
-from tests.storm.checker import STEPS, Effect, Ending, Ledger
-from tests.storm.tables import StormEffect, StormStart, db, make_app
+from tests.storm.checker import STEPS, Effect, Ending, Ledger, Paper
+from tests.storm.past import IS_PAST
+from tests.storm.strangers import NOTES
+from tests.storm.tables import StormEffect, StormPaper, StormStart, db, make_app
 
 if t.TYPE_CHECKING:
     from tests.storm.place import Place
@@ -27,6 +29,8 @@ class Counts:
     started: int = 0
     finished: int = 0
     attempts: int = 0
+    past: int = 0
+    """How many runs are still to be purged."""
 
 
 def read_lines(folder: Path, pattern: str) -> list[list[str]]:
@@ -75,14 +79,15 @@ class Reader:
             finished = connection.execute(self._finished()).all()
             notes = self.folder / "attempts"
             attempts = notes.read_bytes().count(b"attempt") if notes.exists() else 0
-            self.counts = Counts(len(started), len(finished), attempts)
+            past = connection.execute(sa.select(SequenceRun.id).where(IS_PAST)).all()
+            self.counts = Counts(len(started), len(finished), attempts, len(past))
             return True
         return False
 
     def _finished(self) -> sa.Select[t.Any]:
         if self.place.options.peer:
             return sa.select(StormEffect.id).where(StormEffect.step == STEPS)
-        return sa.select(SequenceRun.id).where(SequenceRun.status == Status.FINISHED)
+        return sa.select(SequenceRun.id).where(SequenceRun.status == Status.FINISHED, ~IS_PAST)
 
     def read(self) -> Ledger:
         """Give all that is known."""
@@ -104,12 +109,21 @@ class Reader:
         return ledger
 
     def _read_runs(self, ledger: Ledger) -> None:
-        for run in db.session.scalars(sa.select(SequenceRun)):
+        markers: dict[int | None, str] = {}
+        for run in db.session.scalars(sa.select(SequenceRun).where(~IS_PAST)):
+            markers[run.id] = run.data["marker"]
             ledger.rows.append(run.data["marker"])
             if run.status is Status.FINISHED:
                 assert run.finished_at is not None
                 ending = Ending(run.data["value"], run.finished_at.timestamp())
                 ledger.endings[run.data["marker"]] = ending
+        ledger.papers = [
+            Paper(row.marker, row.step, row.loop, markers.get(row.run_id))
+            for row in db.session.scalars(sa.select(StormPaper))
+        ]
+        notes = read_lines(self.folder, NOTES)
+        rows = [paper.marker for paper in ledger.papers]
+        ledger.strangers = committed_markers(notes, rows)
 
     def standing(self) -> list[str]:
         """Tell of the runs that have not finished, a line each."""

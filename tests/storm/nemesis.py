@@ -12,6 +12,7 @@ if t.TYPE_CHECKING:
     from tests.storm.crew import Crew
     from tests.storm.place import Options, Place
     from tests.storm.servers import Broker, Database
+    from tests.storm.strangers import Strangers
     from tests.support.hosts import Host
 
 KILLS = {"child": 16, "worker": 2, "main": 1, "stop": 1}
@@ -120,6 +121,7 @@ class Nemesis:
     :param crew: The workers.
     :param database: The database.
     :param broker: The broker.
+    :param strangers: Those who refer to runs.
     :param working: The hosts of the workers, whose links can be cut.
     """
 
@@ -129,6 +131,7 @@ class Nemesis:
         crew: Crew,
         database: Database,
         broker: Broker,
+        strangers: Strangers,
         working: t.Sequence[Host] = (),
     ) -> None:
         self.place, self.crew = place, crew
@@ -140,7 +143,7 @@ class Nemesis:
             "broker": broker.restart,
             "database": database.restart,
         }
-        self.faults: list[Fault] = []
+        self.faults = strangers.faults  # theirs are among all others
         self.errors: list[str] = []
         plan = plan_servers(place.options)
         brokers = [planned for planned in plan if planned.kind != "database"]
@@ -151,6 +154,7 @@ class Nemesis:
             (self.harm_servers, databases),
         ]
         # Each in a thread: one may last until after the next one has begun.
+        works += [(strangers.act, plan) for plan in strangers.plans]
         works += [(self.harm_links, [planned]) for planned in plan_cuts(place.options)]
         self.threads = [
             threading.Thread(target=self.guard, args=args, daemon=True) for args in works

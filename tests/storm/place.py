@@ -45,8 +45,19 @@ class Options:
     partition: bool = False
     """Whether it takes place on hosts of its own, whose links are cut."""
     cut_every: float = 10.0
+    strangers: bool = True
+    """Whether others refer to runs in transactions that stay open, on a server."""
+    past: int = 100
+    """How many runs, where there are strangers, are purged meanwhile."""
+    lock_wait: int = 0
+    """After how many seconds the application's statements wait no longer for a lock of others."""
     peer: str | None = None
     acks_late: bool = False
+
+    @property
+    def has_strangers(self) -> bool:
+        """Whether there are strangers: SQLite has one writer only, and the peer no runs."""
+        return self.strangers and self.database != "sqlite" and self.peer is None
 
 
 @dataclass(frozen=True)

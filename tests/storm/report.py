@@ -29,6 +29,10 @@ COLOURS = {
     "worker cut": "#e64980",
     "broker cut": "#15aabf",
     "broker host": "#4263eb",
+    "stranger": "#868e96",
+    "stranger locks": "#845ef7",
+    "stranger rolls back": "#ced4da",
+    "stranger killed": "#f76707",
 }
 NAMES = {
     "child": "child killed",
@@ -43,6 +47,10 @@ NAMES = {
     "worker cut": "host of workers cut off beyond the lease",
     "broker cut": "host of the broker cut off",
     "broker host": "host of the broker lost, another one at its address",
+    "stranger": "stranger referred to runs",
+    "stranger locks": "stranger did, and locked all rows that refer to them",
+    "stranger rolls back": "stranger did, and rolled back",
+    "stranger killed": "stranger did, and its connection was killed",
 }
 WIDTH, HEIGHT, LEFT, TOP = 900, 260, 50, 20
 BOTTOM = TOP + HEIGHT + 4 + 8 * len(COLOURS)
@@ -66,6 +74,8 @@ class Result:
     standing: list[str]
     loads: tuple[float, float]
     """The load of the machine before and after."""
+    unpurged: int = 0
+    """How many runs that ended long ago are still there."""
 
     @property
     def seconds_to_finish(self) -> float:
@@ -78,6 +88,10 @@ class Result:
         found = [f"{len(rows)} {name}" for name, rows in self.findings.faults.items() if rows]
         if self.findings.recovered == 0:
             found.append("nothing was recovered: no fault hit anything")
+        if self.options.has_strangers and self.findings.strangers == 0:
+            found.append("no stranger has referred to a run")
+        if self.unpurged:
+            found.append(f"{self.unpurged} runs that ended long ago were not purged")
         if self.seconds_to_finish > self.options.goal:
             found.append(f"done {self.seconds_to_finish:.1f} s after the last fault")
         return [*found, *self.errors]
@@ -92,6 +106,9 @@ class Result:
             "finished": len(self.finished),
             **{name: len(rows) for name, rows in self.findings.faults.items()},
             "recovered": self.findings.recovered,
+            "foreign_rows": self.findings.papers,
+            "foreign_rows_of_strangers": self.findings.strangers,
+            "unpurged": self.unpurged,
             "seconds_from_last_fault_to_last_finish": round(self.seconds_to_finish, 2),
             "workers_ended_by_themselves": self.ended_workers,
             "load": self.loads,
@@ -129,7 +146,8 @@ def text(result: Result) -> str:
     options, counts = result.options, collections.Counter(fault.kind for fault in result.faults)
     peer = f"{options.peer}{', acks_late' if options.acks_late else ''}: " if options.peer else ""
     kinds = [f"  {counts[kind]:4d} times  {NAMES[kind]}" for kind in NAMES if counts[kind]]
-    findings = []
+    past = options.past if options.has_strangers else 0
+    purged, findings = past - result.unpurged, []
     for name, rows in result.findings.faults.items():
         findings.append(f"  {name.replace('_', ' '):14s} {len(rows)}")
         findings += [f"      {row}" for row in rows[:SHOWN]]
@@ -144,6 +162,9 @@ def text(result: Result) -> str:
             "Found:",
             *findings,
             f"  recovered      {result.findings.recovered} attempts",
+            f"  foreign rows   {result.findings.papers} of starts and steps,"
+            f" {result.findings.strangers} of strangers",
+            f"  purged         {purged} of {past} runs that ended long ago",
             f"  all done       {result.seconds_to_finish:.1f} s after the last fault",
             f"  by themselves  {len(result.ended_workers)} workers ended",
             *(f"      {row}" for row in result.ended_workers[:SHOWN]),
@@ -183,7 +204,7 @@ def picture(result: Result) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 20}'
-            f' {BOTTOM + 130}" font-family="sans-serif" font-size="11">',
+            f' {BOTTOM + 150}" font-family="sans-serif" font-size="11">',
             "<title>Runs started and finished, and faults, over time</title>",
             '<rect width="100%" height="100%" fill="white"/>',
             *curves,

@@ -39,7 +39,7 @@ class Stormy(Step):
         seconds = random.uniform(0, this_place().options.step_seconds / self.loops)
         time.sleep(seconds)
         marker, value = self.data["marker"], self.data["value"]
-        self.data["value"] = write_effect(marker, value, self.number, index)
+        self.data["value"] = write_effect(marker, value, self.number, index, self.run.id)
         self.data["cursor"] = index + 1
         db.session.flush()
         time.sleep(seconds)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tests.storm import celery_chain
 from tests.storm.place import BEGAN, Place, this_place
 from tests.storm.sequences import Storm
-from tests.storm.tables import StormStart, db, first_data, make_app
+from tests.storm.tables import StormPaper, StormStart, db, first_data, make_app
 from tests.support.waiting import wait_until
 
 PAUSE_SECONDS = 0.2
@@ -49,9 +49,8 @@ class Starter:
         self.markers = 0
         self.begin: t.Callable[[str], None] = self.begin_run
         # As a web process, which has to look after its connections itself.
-        engine = {"connect_args": CUT[place.options.database]} if place.options.partition else {}
-        config = {"SQLALCHEMY_ENGINE_OPTIONS": engine}
-        self.app = celery_chain.flask_app if self.options.peer else make_app(place, **config)
+        cut = CUT[place.options.database] if place.options.partition else {}
+        self.app = celery_chain.flask_app if self.options.peer else make_app(place, **cut)
 
     def run(self) -> None:
         """Start them all."""
@@ -108,9 +107,10 @@ class Starter:
         return True
 
     def begin_run(self, marker: str) -> None:
-        """Start a run."""
+        """Start a run, with a row that refers to it."""
         if not self.options.peer:
-            Storm.start(**first_data(marker, self.options.seed))
+            run = Storm.start(**first_data(marker, self.options.seed))
+            db.session.add(StormPaper(run=run, marker=marker))
 
     def start_and_undo(self) -> None:
         """Start one more in a savepoint that is rolled back, now and then."""

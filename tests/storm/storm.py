@@ -17,10 +17,12 @@ from tests.storm.checker import check
 from tests.storm.crew import Crew
 from tests.storm.ledger import Reader
 from tests.storm.nemesis import Nemesis
+from tests.storm.past import fill_past
 from tests.storm.place import BEGAN, Options, Place
 from tests.storm.progress import Progress
 from tests.storm.report import Result
 from tests.storm.servers import open_broker, open_database
+from tests.storm.strangers import NOTES, Strangers
 from tests.storm.tables import make_tables
 from tests.support.application import close_app
 from tests.support.hosts import Host, Network, require
@@ -57,13 +59,15 @@ def run_storm(options: Options, output: Path, stream: t.TextIO = sys.stderr) -> 
         starters = stack.enter_context(_starters(place, hosts.get("web")))
         place = replace(place, began=time.time())
         (folder / BEGAN).write_text(str(place.began))
-        nemesis = Nemesis(place, crew, database, broker, working)
+        strangers = Strangers(replace(place, database=database.url))
+        past = fill_past(strangers.engine, options)
+        nemesis = Nemesis(place, crew, database, broker, strangers, working)
         reader = Reader(judge)
         stack.callback(close_app, reader.app)
         nemesis.start()
         _watch(nemesis, starters, crew, reader, Progress(options.runs, stream))
         crew.dismiss()
-        result = _judge(place, nemesis, starters, crew, reader, load)
+        result = _judge(place, nemesis, starters, crew, reader, load, past)
         if result.problems:
             _keep_logs(folder, output)
     return result
@@ -120,7 +124,7 @@ def _watch(
         if is_over:
             crew.refill()
             began = all(starter.poll() is not None for starter in starters)
-            if began and answers and counts.finished >= counts.started:
+            if began and answers and counts.finished >= counts.started and counts.past == 0:
                 return
             if time.time() > nemesis.last_fault + reader.place.options.settle:
                 return
@@ -134,8 +138,9 @@ def _judge(
     crew: Crew,
     reader: Reader,
     load: float,
+    past: set[str],
 ) -> Result:
-    ledger = reader.read()
+    ledger = replace(reader.read(), past=past)
     errors = list(nemesis.errors)
     for number, starter in enumerate(starters):
         if starter.poll() != 0:
@@ -151,6 +156,7 @@ def _judge(
         last_fault=nemesis.last_fault,
         ended_workers=crew.ended,
         errors=errors,
+        unpurged=reader.counts.past,
         standing=reader.standing(),
         loads=(load, os.getloadavg()[0]),
     )
@@ -159,5 +165,6 @@ def _judge(
 def _keep_logs(folder: Path, output: Path) -> None:
     logs = output / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    for path in (*folder.glob("*.log"), *folder.glob("starts-*"), *folder.glob("attempts")):
+    names = ("*.log", "starts-*", "attempts", NOTES)
+    for path in (path for name in names for path in folder.glob(name)):
         shutil.copy(path, logs / path.name)

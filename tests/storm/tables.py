@@ -1,4 +1,4 @@
-"""The application's own tables in a storm: starts and effects. Nothing in them is unique."""
+"""The application's own tables in a storm: starts, effects, papers. Nothing in them is unique."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import typing as t
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.pool import NullPool
 
+from flask_sequence import SequenceRun
 from tests.storm.checker import first_value, next_value
 from tests.storm.place import Place
 from tests.support.application import create_app
@@ -47,14 +48,40 @@ class StormEffect(db.Model):  # type: ignore[name-defined, misc]
     at: Mapped[float] = mapped_column(sa.Double, default=time.time)
 
 
-def make_app(place: Place, **config: t.Any) -> Flask:
+class StormPaper(db.Model):  # type: ignore[name-defined, misc]
+    """A row that refers to a run: its starter's, with step 0, a step's, or a stranger's."""
+
+    __tablename__ = "storm_papers"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int | None] = mapped_column(
+        sa.ForeignKey("sequence_runs.id", ondelete="SET NULL"), index=True
+    )
+    marker: Mapped[str] = mapped_column(sa.String(50))
+    step: Mapped[int] = mapped_column(default=0)
+    loop: Mapped[int] = mapped_column(default=0)
+
+    run: Mapped[SequenceRun | None] = relationship(SequenceRun)
+
+
+LOCK_WAIT = {
+    "postgresql": ("options", "-c lock_timeout={}s"),
+    "mariadb": ("init_command", "SET SESSION innodb_lock_wait_timeout = {}"),
+}
+"""The argument for the driver that bounds how long a statement waits for a lock."""
+
+
+def make_app(place: Place, **arguments: t.Any) -> Flask:
     """Make the application of a storm.
 
     :param place: The storm.
-    :param config: More of ``app.config``.
+    :param arguments: Arguments for the driver.
     """
-    instance = f"{place.folder}/instance"
-    config = {**place.settings, **config}
+    instance, wait = f"{place.folder}/instance", place.options.lock_wait
+    if wait and place.options.database in LOCK_WAIT:
+        name, text = LOCK_WAIT[place.options.database]
+        arguments[name] = text.format(wait)
+    config = {**place.settings, "SQLALCHEMY_ENGINE_OPTIONS": {"connect_args": arguments}}
     return create_app(place.database, place.celery, database=db, instance_path=instance, **config)
 
 
@@ -84,14 +111,17 @@ def first_data(marker: str, seed: int) -> dict[str, t.Any]:
     }
 
 
-def write_effect(marker: str, value: int, step: int, index: int) -> int:
-    """Add an effect to the session, and give the value that it makes.
+def write_effect(marker: str, value: int, step: int, index: int, run_id: int | None = None) -> int:
+    """Add an effect to the session, and return the value that it makes.
 
     :param marker: The run.
     :param value: The value before.
     :param step: The number of the step.
     :param index: Which turn of its loop.
+    :param run_id: The run that a paper refers to; None: there are no runs.
     """
     value = next_value(value, step, index)
     db.session.add(StormEffect(marker=marker, step=step, loop=index, value=value))
+    if run_id is not None:
+        db.session.add(StormPaper(run_id=run_id, marker=marker, step=step, loop=index))
     return value

@@ -1,4 +1,4 @@
-"""Two small storms, and that the checker of storms can turn red."""
+"""Small storms, their nemesis, and what is told of them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,8 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.storm.__main__ import make_parser
-from tests.storm.checker import (
-    PLACES,
-    STEPS,
-    Effect,
-    Ending,
-    Findings,
-    Ledger,
-    check,
-    expected_values,
-)
-from tests.storm.ledger import Counts, committed_markers
+from tests.storm.checker import Findings, Ledger, check
+from tests.storm.ledger import Counts
 from tests.storm.nemesis import (
     CUTS,
     KILLS,
@@ -36,128 +27,12 @@ from tests.storm.nemesis import (
 from tests.storm.place import Options
 from tests.storm.progress import Progress
 from tests.storm.report import Result, text, write
+from tests.storm.sample import good_ledger
 from tests.storm.storm import run_storm
+from tests.storm.strangers import ENDS, EVERY, HELD, plan_strangers
 
 if t.TYPE_CHECKING:
     from pathlib import Path
-
-MARKERS = ("0-1", "0-2", "1-1")
-
-
-def good_ledger() -> Ledger:
-    """Give the ledger of three runs, one of whose steps was begun twice."""
-    effects = [
-        Effect(marker, step, index, expected_values(marker)[step, index])
-        for (step, index), marker in itertools.product(PLACES, MARKERS)
-    ]
-    endings = {
-        marker: Ending(expected_values(marker)[PLACES[-1]], 10.0 + number)
-        for number, marker in enumerate(MARKERS)
-    }
-    steps = itertools.product(MARKERS, range(1, STEPS + 1))
-    attempts = collections.Counter(steps)
-    attempts["0-1", 2] += 1
-    return Ledger(set(MARKERS), effects, list(MARKERS), endings, attempts)
-
-
-def reds(ledger: Ledger) -> set[str]:
-    """Give the names of what a checker finds."""
-    return {name for name, rows in check(ledger).faults.items() if rows}
-
-
-# The checker
-
-
-def test_a_good_ledger_is_good() -> None:
-    findings = check(good_ledger())
-    assert findings.is_good
-    assert list(findings.faults) == ["lost", "doubled", "out_of_order", "unexpected", "broken"]
-    assert not any(findings.faults.values())
-    assert findings.recovered == 1
-
-
-def test_a_run_that_did_not_finish_is_lost() -> None:
-    ledger = good_ledger()
-    del ledger.endings["0-2"]
-    assert reds(ledger) == {"lost"}
-    assert check(ledger).lost == ["0-2: unfinished"]
-
-
-def test_a_run_that_is_nowhere_is_lost() -> None:
-    ledger = good_ledger()
-    ledger.committed.add("7-7")
-    assert reds(ledger) == {"lost"}
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_a_missing_effect_is_lost(place: tuple[int, int]) -> None:
-    ledger = good_ledger()
-    ledger.effects = [row for row in ledger.effects if row[:3] != ("0-1", *place)]
-    assert reds(ledger) == {"lost"}
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_a_second_effect_is_doubled(place: tuple[int, int]) -> None:
-    ledger = good_ledger()
-    (at,) = [n for n, row in enumerate(ledger.effects) if row[:3] == ("0-1", *place)]
-    ledger.effects.insert(at, ledger.effects[at])
-    assert reds(ledger) == {"doubled"}
-
-
-def test_a_second_run_of_a_start_is_doubled() -> None:
-    ledger = good_ledger()
-    ledger.rows.append("0-1")
-    assert reds(ledger) == {"doubled"}
-
-
-def test_effects_in_another_order_are_found() -> None:
-    ledger = good_ledger()
-    ledger.effects = [row for row in ledger.effects if row.marker != "1-1"]
-    assert reds(ledger) == {"lost"}
-    ledger = good_ledger()
-    ledger.effects.append(ledger.effects.pop(0))  # the first step of a run after its last
-    assert reds(ledger) == {"out_of_order"}
-
-
-def test_effects_of_a_start_that_was_rolled_back_are_unexpected() -> None:
-    ledger = good_ledger()
-    ledger.effects.append(Effect("0-3", 1, 0, expected_values("0-3")[1, 0]))
-    assert reds(ledger) == {"unexpected"}
-
-
-def test_a_run_of_a_start_that_was_rolled_back_is_unexpected() -> None:
-    ledger = good_ledger()
-    ledger.rows.append("0-3")
-    assert reds(ledger) == {"unexpected"}
-
-
-def test_another_value_breaks_the_chain() -> None:
-    ledger = good_ledger()
-    ledger.effects[4] = ledger.effects[4]._replace(value=1)
-    assert reds(ledger) == {"broken"}
-    ledger = good_ledger()
-    ledger.endings["0-1"] = Ending(1, 1.0)
-    assert reds(ledger) == {"broken"}
-
-
-def test_a_storm_that_hit_nothing_is_not_good() -> None:
-    ledger = good_ledger()
-    ledger.raised["0-1", 2] += 1  # on purpose: nothing had to be recovered
-    assert reds(ledger) == set()
-    assert check(ledger).recovered == 0
-    assert not check(ledger).is_good
-
-
-def test_an_unknown_commit_counts_by_the_row_beside_it() -> None:
-    lines = [
-        ["begin", "0-1"],
-        ["committed", "0-1"],
-        ["begin", "0-2"],
-        ["begin", "0-3"],
-        ["rolled_back", "0-4"],
-    ]
-    assert committed_markers(lines, ["0-2", "0-4"]) == {"0-1", "0-2"}
-
 
 # The nemesis
 
@@ -195,13 +70,23 @@ def test_each_link_is_cut_in_turn() -> None:
     assert plan_cuts(Options(seconds=120)) == []
 
 
+def test_strangers_come_where_the_database_is_a_server() -> None:
+    options = Options(seconds=120)
+    plan = plan_strangers(options)
+    assert plan == plan_strangers(options) != plan_strangers(dataclasses.replace(options, seed=2))
+    assert len(plan) == 120 / EVERY
+    assert {planned.kind for planned in plan} == set(ENDS)
+    assert all(HELD[0] <= planned.seconds <= HELD[1] for planned in plan)
+    for without in ({"strangers": False}, {"database": "sqlite"}, {"peer": "celery-chain"}):
+        assert plan_strangers(dataclasses.replace(options, **t.cast(t.Any, without))) == []
+
+
 # The report
 
 
 def make_result(**changes: t.Any) -> Result:
-    faults = [
-        Fault(kind, "one", 2.0, 5.0) for kind in (*KILLS, *CUTS, "flush", "broker", "database")
-    ]
+    servers = ("flush", "broker", "database")
+    faults = [Fault(kind, "one", 2.0, 5.0) for kind in (*KILLS, *CUTS, *ENDS, *servers)]
     result = Result(
         options=Options(runs=3),
         findings=check(good_ledger()),
@@ -222,6 +107,7 @@ def test_a_report_tells_the_figures(tmp_path: Path) -> None:
     result = make_result()
     write(result, tmp_path)
     assert "all done       7.0 s after the last fault" in (tmp_path / "report.txt").read_text()
+    assert "foreign rows   24 of starts and steps, 2 of strangers" in text(result)
     assert text(result).endswith("GOOD")
     figures = json.loads((tmp_path / "report.json").read_text())
     assert figures["good"] is True
@@ -237,7 +123,9 @@ def test_a_report_tells_the_figures(tmp_path: Path) -> None:
     [
         {"findings": check(Ledger())},
         {"findings": Findings(["x"], [], [], [], [], 1)},
+        {"findings": dataclasses.replace(check(good_ledger()), strangers=0)},
         {"finished": [36.0]},
+        {"unpurged": 1},
         {"errors": ["harm_servers: it did not start"]},
     ],
 )
@@ -286,6 +174,10 @@ SMALL = Options(
 @pytest.mark.parametrize(
     "options",
     [
+        pytest.param(
+            dataclasses.replace(SMALL, runs=40, database="mariadb", lock_wait=1),
+            marks=pytest.mark.full,
+        ),
         dataclasses.replace(SMALL, runs=60),
         pytest.param(
             dataclasses.replace(
@@ -299,6 +191,7 @@ SMALL = Options(
 def test_nothing_is_lost_and_nothing_happens_twice(options: Options, tmp_path: Path) -> None:
     result = run_storm(options, tmp_path, io.StringIO())
     assert result.problems == [], text(result)
+    assert (result.findings.strangers > 0) == (options.database != "sqlite")
     kinds = {fault.kind for fault in result.faults}
     assert kinds >= {"child", "flush", "database"}
     assert len(result.finished) >= options.runs
@@ -312,5 +205,5 @@ def test_nothing_is_lost_where_links_are_cut(tmp_path: Path) -> None:
     options = dataclasses.replace(options, flushes=0, database_restarts=0, step_seconds=0.2)
     result = run_storm(options, tmp_path, io.StringIO())
     assert result.problems == [], text(result)
-    assert len(result.faults) == 2
+    assert sum(fault.kind in CUTS for fault in result.faults) == 2
     assert len(result.finished) >= options.runs

@@ -205,6 +205,45 @@ def test_a_hard_time_limit_is_a_crash_that_says_so(
     assert stepping.row(claim.id).error == text
 
 
+# The keeper's own worker, after an outage longer than its lease
+
+
+def lapsed(stepping: Stepping) -> tuple[Keeping, Held, Held]:
+    """Return a keeper that could not renew its lease, a run of its worker, and one of another."""
+    keeping = Keeping(stepping.runtime)
+    mine = stepping.runtime.worker_id
+    assert mine is not None
+    worker(stepping, mine, -0.1)
+    own = claimed(stepping, worker_id=mine, pid=os.getpid())
+    return keeping, own, claimed(stepping)
+
+
+def test_a_keeper_frees_nothing_of_its_own_worker(stepping: Stepping) -> None:
+    """Even where it has its turn before the lease is renewed."""
+    keeping, own, other = lapsed(stepping)
+    before = stepping.row(own.id)
+    assert [nudge.run_id for nudge in keeping.do(FREE_ORPHANS)] == [other.id]
+    assert stepping.row(own.id) == before
+    assert stepping.history(own.id) == []
+
+
+def test_a_keeper_renews_its_lease_before_it_looks_for_orphans(
+    sqlite_stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeping, _, other = lapsed(sqlite_stepping)
+    found: list[list[int]] = []
+    orphans = reads.orphans
+
+    def look(connection: t.Any, **bounds: t.Any) -> list[Held]:
+        held = orphans(connection, **bounds)
+        found.append([claim.id for claim in held])
+        return held
+
+    monkeypatch.setattr(reads, "orphans", look)
+    keeping.keeper.round()
+    assert found == [[other.id]]
+
+
 # The processes of the keeper's own worker
 
 
