@@ -13,6 +13,7 @@ from sqlalchemy.pool import NullPool
 
 from flask_sequence import Status
 from flask_sequence.engine import control
+from flask_sequence.engine.claiming import Message
 from flask_sequence.rows import reads
 from flask_sequence.rows.models import runs, step_runs
 from flask_sequence.worker.duties import (
@@ -215,8 +216,7 @@ def test_runs_are_found_by_their_primary_key_in_a_new_table(postgresql_stepping:
         label = f"{stepping.row(run_id).sequence}.first"
         assert stepping.advance(run_id).status is Status.WAITING
         assert stepping.advance(run_id).status is Status.FAILED
-        told = {"limits": (None, None), "label": label}
-        assert stepping.advance(other, **told).status is Status.WAITING
+        assert stepping.advance(other, message=Message(label=label)).status is Status.WAITING
         with stepping.app.app_context():
             control.find_run(run_id).retry()
             control.find_run(third).cancel()
