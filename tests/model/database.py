@@ -119,8 +119,10 @@ class Database:
                 return  # nothing waits here
             process = current_process()
             before, after = _points_of(statement)
-            if process is not None and before is not None:
-                process.at(before)
+            if process is not None:
+                process.cursor = cursor
+                if before is not None:
+                    process.at(before)
             execute(cursor, statement, *rest)
             if process is not None and after is not None:
                 process.at(after)

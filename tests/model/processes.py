@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -78,6 +79,8 @@ class Process(greenlet):  # type: ignore[misc]
         """What has left it."""
         self.performed: list[Performed] = []
         self.connections: list[sqlite3.Connection] = []
+        self.cursor: sqlite3.Cursor | None = None
+        """That of its last statement."""
         self._plan = list(plan)
         self._stops = list(stops)
         self._strangers = strangers
@@ -118,6 +121,9 @@ class Process(greenlet):  # type: ignore[misc]
     def die(self) -> None:
         """Kill it."""
         self.has_died = True
+        if self.cursor is not None:
+            with contextlib.suppress(sqlite3.ProgrammingError):
+                self.cursor.close()  # else its statement outlives the connection
         for connection in self.connections:
             connection.close()
 
