@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import logging
 import sys
 import tempfile
@@ -36,7 +37,8 @@ def make_parser() -> argparse.ArgumentParser:
 def deployment() -> t.Iterator[Simulation]:
     """Set a deployment up, with a database of its own."""
     logging.disable(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder) / "model.sqlite"
         create_tables(f"sqlite:///{path}")
         world = Simulation(Path(folder), str(path), patch)
@@ -52,6 +54,7 @@ def search(options: argparse.Namespace) -> list[Fault]:
     began = told = time.monotonic()
     faults: list[Fault] = []
     with deployment() as world:
+        gc.freeze()
         for number in range(options.histories):
             fault = tell(world, options.seed + number, options.steps)
             if fault is not None:

@@ -88,6 +88,7 @@ class Database:
         self.reader = sqlite3.connect(path, isolation_level=None)
         self.reader.row_factory = sqlite3.Row
         self.reader.executescript(JOURNAL)
+        self._rows: tuple[int, list[dict[str, t.Any]]] = (-1, [])
 
     def clear(self) -> None:
         """Be empty, and begin the time anew."""
@@ -95,6 +96,7 @@ class Database:
         self.strangers.go()
         for table in TABLES:
             self.reader.execute(f"DELETE FROM {table}")
+        self._rows = (-1, [])  # what this connection changes does not change its version
 
     def close(self) -> None:
         """Let all connections go."""
@@ -169,17 +171,26 @@ class Database:
         """Read what is committed."""
         return self.reader.execute(statement, values).fetchall()
 
-    def rows(self, where: str = "", *values: t.Any) -> list[dict[str, t.Any]]:
-        """Read what is committed of all runs."""
-        found = self.read(f"SELECT * FROM sequence_runs{where} ORDER BY id", *values)
-        return [
-            {**row, "status": Status(row["status"]), "data": decode_text(row["data"])}
-            for row in map(dict, found)
-        ]
+    @property
+    def version(self) -> int:
+        """A number that changes with each commit."""
+        return int(self.read("PRAGMA data_version")[0][0])
+
+    def rows(self) -> list[dict[str, t.Any]]:
+        """Read what is committed of all runs; not to be changed."""
+        version = self.version
+        if self._rows[0] != version:
+            found = map(dict, self.read("SELECT * FROM sequence_runs ORDER BY id"))
+            decoded = [
+                {**row, "status": Status(row["status"]), "data": decode_text(row["data"])}
+                for row in found
+            ]
+            self._rows = (version, decoded)
+        return self._rows[1]
 
     def row(self, run_id: int) -> dict[str, t.Any] | None:
         """Read what is committed of a run."""
-        return next(iter(self.rows(" WHERE id = ?", run_id)), None)
+        return next((row for row in self.rows() if row["id"] == run_id), None)
 
 
 def _points_of(statement: str) -> tuple[Point | None, Point | None]:

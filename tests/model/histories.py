@@ -13,7 +13,7 @@ from tests.model.rules import Action, draw, rules_of
 from tests.model.simulation import Simulation
 
 RULES = rules_of(Model)
-STEPS = 40
+STEPS = 25
 """How many actions a history has."""
 
 

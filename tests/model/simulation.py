@@ -246,11 +246,13 @@ class Simulation:
 
     def work(self, worker: SimulatedWorker) -> None:
         """Let a worker and its keeper do what there is to do, and the time pass that it takes."""
+        left = (Status.WAITING, Status.RUNNING, Status.BLOCKED)
         for _ in range(40):
-            worker.look()
+            if not any(row["status"] in left for row in self.database.rows()):
+                return
             worker.sweep()
             self.deliver_all(worker)
-            active = (Status.WAITING, Status.RUNNING)
+            active = left[:2]
             if not any(row["status"] in active for row in self.database.rows()):
                 return
             self.database.now += LEASE + 10.0
