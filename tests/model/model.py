@@ -46,6 +46,9 @@ class Model(Expectations):
 
     def end(self) -> None:
         """Heal, and see that nothing is lost."""
+        self.world.database.strangers.go()
+        for worker in self.alive:
+            self.take_back(worker)
         self.world.heal()
         self.check()
         if failed := self.in_state(Status.FAILED):
@@ -55,6 +58,17 @@ class Model(Expectations):
             self.check()
         left = unfinished(self.world.books())
         assert left == [], "; ".join(left)
+
+    def take_back(self, worker: SimulatedWorker) -> None:
+        """See that a worker that lives takes back by itself what its processes have left."""
+        ended = {process.pid for process in worker.processes if process.has_ended}
+        if not any(row["pid"] in ended for row in self.world.database.rows()):
+            return
+        worker.failing.clear()
+        worker.sweep()
+        worker.sweep()
+        held = [row["id"] for row in self.world.database.rows() if row["pid"] in ended]
+        assert held == [], f"runs {held} are left with processes that do not work on them"
 
     def picked(self, pick: int, of: t.Sequence[t.Any]) -> t.Any:
         """Pick something; 0 is the newest."""

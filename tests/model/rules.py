@@ -99,7 +99,8 @@ def boolean(by: random.Random) -> bool:
 
 def deed(by: random.Random) -> Deed:
     """Draw what a step does."""
-    return Deed(by.choice(list(Behaviour)), by.choice(list(Way)), by.choice(list(Errors)))
+    behaviour = by.choice([*Behaviour, *[Behaviour.CHECKPOINT] * 4])
+    return Deed(behaviour, by.choice(list(Way)), by.choice([*Errors, Errors.PASSED_ON]))
 
 
 def stop(by: random.Random) -> Stop:
