@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import create_tables
 from tests.model.histories import STEPS, Fault, shorten, tell
 from tests.model.simulation import Simulation
-from tests.conftest import create_tables
 
 TOLD_SECONDS = 10.0
 """How often it tells how far it is."""

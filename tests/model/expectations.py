@@ -149,7 +149,7 @@ class Expectations:
             orphan = swept and row["worker_id"] in silent
             left = own and swept and process.has_ended
             seen = (row["id"], row["version"]) in worker.suspected
-            must = died and worker.does(FREE_OWN) or orphan and worker.does(FREE_ORPHANS)
+            must = (died and worker.does(FREE_OWN)) or (orphan and worker.does(FREE_ORPHANS))
             must = must or (left and seen and worker.does(TAKE_BACK))
             after = self.row(row["id"])
             if after == row:

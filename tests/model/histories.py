@@ -46,7 +46,8 @@ def tell(world: Simulation, seed: int, steps: int = STEPS) -> Fault | None:
     :param steps: How many actions it has.
     :return: The fault that it shows, if it does.
     """
-    by, actions = random.Random(seed), []
+    by = random.Random(seed)
+    actions: list[Action] = []
 
     def next_action(model: Model) -> Action | None:
         if len(actions) == steps:

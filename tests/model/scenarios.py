@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from flask_sequence.rows.models import step_runs
 from flask_sequence.testing import drain
-from tests.model.ledger import Books, problems, unfinished
 from tests.model.faults import Behaviour, Deed, Errors, How, Point, Stop
+from tests.model.ledger import Books, problems, unfinished
 from tests.model.simulation import Simulation
 from tests.model.workers import LEASE, SimulatedWorker
 from tests.support.application import Effect, db
@@ -52,7 +52,9 @@ def overtaken_before_a_checkpoint(simulation: Simulation) -> list[str]:
     """A process stands still before a checkpoint, and goes on when another has finished."""
     slow, other = simulation.worker(), simulation.worker()
     simulation.start()
-    zombie = simulation.deliver(slow, plan=[Deed(Behaviour.CHECKPOINT, errors=Errors.REPLACED)], stops=[AT_FIRST_BODY])
+    zombie = simulation.deliver(
+        slow, plan=[Deed(Behaviour.CHECKPOINT, errors=Errors.REPLACED)], stops=[AT_FIRST_BODY]
+    )
     simulation.lapse(other)
     simulation.deliver(other, plan=[Deed(Behaviour.CHECKPOINT)])
     zombie.go()

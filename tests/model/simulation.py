@@ -73,6 +73,7 @@ class Simulation:
         timed = (attempt, keeper, post, batches, publishing, recovery, unknown, own_connections)
         for module in timed:
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.ticks))
+        monkeypatch.setattr(keeper, "KEEP_SECONDS", 1e9)  # to connect takes longer than all else
         for module in (claiming, patience, runner):
             monkeypatch.setattr(
                 module, "pause", lambda tries: self.database.strangers.let_time_pass()
@@ -80,6 +81,8 @@ class Simulation:
 
     def clear(self) -> None:
         """Begin anew, with an empty database and no worker."""
+        for worker in getattr(self, "workers", ()):
+            worker.disconnect()
         self.ticks = 0.0
         """By which processes measure how long something takes."""
         self.numbers: t.Iterator[int] = itertools.count(1)
@@ -96,6 +99,8 @@ class Simulation:
     def close(self) -> None:
         """Let all processes and connections go."""
         self.bury()
+        for worker in self.workers:
+            worker.disconnect()
         self.database.close()
         close_app(self.app)
 

@@ -122,6 +122,11 @@ class SimulatedWorker:
                 process.die()
             process.has_died = True
 
+    def disconnect(self) -> None:
+        """Close the connections of its keeper."""
+        for keeper in (self._looking, self._sweeping):
+            keeper.post.disconnect()
+
     def shut_down(self) -> None:
         """Shut it down cold."""
         self.die()
