@@ -49,7 +49,7 @@ class Doors:
         self.fence = fence
         self.runtime: Runtime = fence.runtime
         self._context: object = app_ctx._get_current_object()  # type: ignore[attr-defined]
-        self._sessions: list[Session] = []
+        self._sessions: dict[Session, list[sa.Connection]] = {}
         self._connections: list[sa.Connection] = []
         self._guarded: sa.Connection | None = None
         self._writes_elsewhere = False
@@ -81,10 +81,11 @@ class Doors:
         """Stand before the commits of a connection on which the session has begun a transaction."""
         if session.info.get(_DOORS) is not self:
             session.info[_DOORS] = self
-            self._sessions.append(session)
+            self._sessions[session] = []
         _watch(connection.engine)
         _doors_of[connection] = self
         self._connections.append(connection)
+        self._sessions[session].append(connection)
         if self.leads_to_runs(connection):
             if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
                 raise SetupError(
@@ -93,6 +94,13 @@ class Doors:
                     " db.engine.connect()."
                 )
             self.guard(connection)
+
+    def connection_for(self, session: Session) -> sa.Connection | None:
+        """Return the connection with which a session has begun to write runs, if it has."""
+        for connection in self._sessions.get(session, ()):
+            if connection.in_transaction() and self.leads_to_runs(connection):
+                return connection
+        return None
 
     def leads_to_runs(self, connection: sa.Connection) -> bool:
         """Tell whether a connection leads to the database of the runs."""
@@ -231,7 +239,9 @@ def _before_commit(session: Session) -> None:
     doors = _doors_for(session)
     if doors is None or session.in_nested_transaction():
         return
-    connection = connection_of(session)  # where nothing was written the data may have changed
+    # Where nothing was written the data may have changed. Inside the block of a savepoint, which
+    # has ended by now, the session would not be asked for the connection that it has.
+    connection = doors.connection_for(session) or connection_of(session)
     if isinstance(bind_of(doors.runtime), sa.Connection):
         session.flush()
         doors.to_commit(connection, along=False)  # in a test's transaction, which stays open

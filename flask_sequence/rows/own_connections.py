@@ -67,11 +67,16 @@ class OwnConnections:
         :raises TimeIsUp: If one would.
         """
         connection = sa.Connection(self._engine, self.open())  # kept for the next transaction
-        with connection.begin():
-            _bound(connection, statement)
-            begin_immediate(connection)
-            _stop_at(connection, until)
-            yield connection
+        try:
+            with connection.begin():
+                _bound(connection, statement)
+                begin_immediate(connection)
+                _stop_at(connection, until)
+                yield connection
+        except sa.exc.DBAPIError:
+            # A COMMIT that SQLite has refused leaves its locks behind, which nobody else may have.
+            self.close()
+            raise
 
     def open(self) -> sa.PoolProxiedConnection:
         """Connect, unless there is a connection that is kept.

@@ -148,6 +148,25 @@ def test_a_block_whose_savepoint_is_open_commits_through_the_fence(
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["held", "taken over"])
+def test_a_commit_inside_the_block_of_a_savepoint_is_a_checkpoint(
+    stepping: Stepping, taken: bool
+) -> None:
+    def body(step: t.Any) -> None:
+        if taken:
+            stepping.take_over(step.run.id)
+        step.data["n"] = 1
+        with db.session.begin_nested():
+            note("in the block")
+            db.session.commit()
+        raise ValueError("after the block")
+
+    run_id = stepping.start(make_step(body, max_retries=0), n=0)
+    stepping.advance(run_id)
+    row = stepping.row(run_id)
+    assert (row.data["n"], stepping.notes()) == ((0, []) if taken else (1, ["in the block"]))
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["held", "taken over"])
 def test_a_thread_that_commits_the_steps_connection(
     postgresql_stepping: Stepping, taken: bool
 ) -> None:

@@ -36,6 +36,8 @@ class Books:
     moves: t.Sequence[Moved]
     tokens: t.Collection[str]
     """Those of the runs whose start was committed outside of a step."""
+    unsure: t.Collection[str] = ()
+    """Those of which nobody knows whether it was."""
     failures: t.Mapping[int, int] = field(default_factory=collections.Counter)
     """How often steps of each run failed, or wanted a retry; committed or not."""
     finishers: t.Collection[int] = ()
@@ -72,7 +74,7 @@ def _starts(books: Books) -> t.Iterator[str]:
     children = {f"{token}/{mark[:-6]}" for _, token, mark in books.effects if "start" in mark}
     for token in {*books.tokens, *children} - set(started):
         yield f"lost: the start of {token} was committed, and there is no run"
-    for token in set(started) - {*books.tokens, *children}:
+    for token in set(started) - {*books.tokens, *children, *books.unsure}:
         yield f"unexpected: the start of {token} was rolled back, and there is a run"
     known = {row["id"]: row["data"]["token"] for row in books.runs}
     for run_id, token, mark in books.effects:

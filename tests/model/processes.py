@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
-import enum
+import contextlib
+import copy
+import dataclasses
 import itertools
 import os
 import sqlite3
@@ -12,66 +14,11 @@ import typing as t
 from greenlet import getcurrent, greenlet
 
 from flask_sequence.worker.task import perform
+from tests.model.faults import Deed, How, Point, Stop, database_error
 
 if t.TYPE_CHECKING:
     from flask_sequence.runtime import Nudge, Runtime
-
-
-class Behaviour(enum.StrEnum):
-    """What a step does."""
-
-    DO = "do"
-    CHECKPOINT = "checkpoint"
-    GUARDED = "guarded"
-    """A checkpoint whose errors the step swallows."""
-    RAISE = "raise"
-    RAISE_LATE = "raise late"
-    """After a checkpoint."""
-    RETRY = "retry"
-    FAIL = "fail"
-    FINISH = "finish"
-    START = "start"
-    """Starts another run."""
-
-
-class Point(enum.StrEnum):
-    """Where a process may be stopped."""
-
-    BODY = "body"
-    WROTE = "wrote"
-    COMMIT = "commit"
-    COMMITTED = "committed"
-    PUBLISH = "publish"
-
-
-class How(enum.StrEnum):
-    """How it is stopped there."""
-
-    DIE = "die"
-    STAND = "stand"
-    REFUSED = "refused"
-    """The database refuses the commit."""
-    UNANSWERED = "unanswered"
-    """The commit goes through, and its answer is lost."""
-
-
-class Stop(t.NamedTuple):
-    """That a process is stopped when it comes to a point."""
-
-    point: Point
-    number: int
-    """When it comes there for the first, the second ... time."""
-    how: How
-
-
-STOPS: tuple[tuple[Point, How], ...] = (
-    *((point, How.DIE) for point in Point),
-    # Not where SQLite's one lock is held: all others would wait for it.
-    *((point, How.STAND) for point in (Point.BODY, Point.COMMITTED, Point.PUBLISH)),
-    (Point.COMMIT, How.REFUSED),
-    (Point.COMMITTED, How.UNANSWERED),
-)
-"""Where a process can be stopped how."""
+    from tests.model.database import Strangers
 
 _pids = itertools.count(10_000_000)  # No process of this machine has such a number.
 
@@ -80,65 +27,103 @@ class Gone(BaseException):
     """Keeps a process that is dead from doing anything more."""
 
 
+@dataclasses.dataclass
+class Performed:
+    """A body that was begun."""
+
+    run_id: int
+    position: int
+    deed: Deed
+    has_failed: bool = False
+
+
 class Process(greenlet):  # type: ignore[misc]
-    """A process of a worker, which performs what one nudge points at.
+    """A process of a worker, which performs what one nudge points at, and is idle then.
 
     It runs until it ends or is stopped, and gives control back then. Where it dies the operating
     system closes its connections, and nothing else happens: no handler, no ``finally``.
 
     :param runtime: The worker's runtime.
+    :param number: Which of the worker's children it is.
     :param nudge: The nudge.
     :param plan: What the steps do that it performs, one after the other; then all just do.
-    :param stop: Where it is stopped.
+    :param stops: Where it is stopped.
+    :param strangers: Who may take the database's lock when it is.
     """
 
     def __init__(
         self,
         runtime: Runtime,
+        number: int,
         nudge: Nudge,
-        plan: t.Sequence[Behaviour] = (),
-        stop: Stop | None = None,
+        plan: t.Sequence[Deed] = (),
+        stops: t.Sequence[Stop] = (),
+        *,
+        strangers: Strangers,
     ) -> None:
         super().__init__()
-        self.runtime = runtime
+        assert runtime.worker is not None
+        hands = copy.copy(runtime.worker.in_hand)  # as a fork does, with the memory that is shared
+        worker = dataclasses.replace(runtime.worker, in_hand=hands)
+        self.runtime = dataclasses.replace(runtime, worker=worker)
+        self.number = number
         self.nudge = nudge
         self.pid = next(_pids)
         self.stands_for: Point | None = None
         self.has_begun = False
         self.has_died = False
         self.has_ended = False
-        self.performed: list[tuple[int, int, Behaviour]] = []
-        """Run, position and behaviour of each body that was begun."""
+        self.is_disturbed = False
+        """Whether something went wrong that it has to cope with."""
+        self.error: Exception | None = None
+        """What has left it."""
+        self.performed: list[Performed] = []
         self.connections: list[sqlite3.Connection] = []
+        self.cursor: sqlite3.Cursor | None = None
+        """That of its last statement."""
         self._plan = list(plan)
-        self._stop = stop
+        self._stops = list(stops)
+        self._strangers = strangers
         self._came: collections.Counter[Point] = collections.Counter()
 
     @property
     def lives(self) -> bool:
         """Whether the operating system knows it."""
+        return not self.has_died
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it lives and has not ended what it performs."""
         return not (self.has_died or self.has_ended)
 
     def run(self) -> None:
         """Perform what the nudge points at."""
         self.has_begun = True
+        assert self.runtime.worker is not None
+        self.runtime.worker.in_hand.be_child(self.number)
         try:
             perform(self.runtime, self.nudge.run_id, self.nudge.version)
-        except BaseException:
+        except BaseException as error:
             if not self.has_died:
-                raise
+                if not isinstance(error, Exception):
+                    raise
+                self.error = error
         self.has_ended = True
 
-    def go(self, stop: Stop | None = None) -> None:
+    def go(self, *stops: Stop) -> None:
         """Let it go on until it ends or is stopped, perhaps once more."""
-        assert self.lives
-        self._stop = stop or self._stop
+        assert self.is_busy
+        self._stops += stops
         self.stands_for = None
+        self.is_disturbed |= self._strangers.are_there
         self.switch()
 
     def die(self) -> None:
         """Kill it."""
         self.has_died = True
+        if self.cursor is not None:
+            with contextlib.suppress(sqlite3.ProgrammingError):
+                self.cursor.close()  # else its statement outlives the connection
         for connection in self.connections:
             connection.close()
 
@@ -148,25 +133,31 @@ class Process(greenlet):  # type: ignore[misc]
         if self.has_begun and not self.has_ended:
             self.throw(Gone)
 
-    def begin(self, run_id: int, position: int) -> Behaviour:
+    def begin(self, run_id: int, position: int) -> Performed:
         """Tell a body what it is to do."""
-        behaviour = self._plan.pop(0) if self._plan else Behaviour.DO
-        self.performed.append((run_id, position, behaviour))
-        return behaviour
-
-    def fails(self) -> None:
-        """Note that the body fails, whatever it was told."""
-        self.performed[-1] = (*self.performed[-1][:2], Behaviour.RAISE)
+        deed = self._plan.pop(0) if self._plan else Deed()
+        self.performed.append(Performed(run_id, position, deed))
+        return self.performed[-1]
 
     def at(self, point: Point) -> None:
         """Come to a point."""
         self.check_alive()
         self._came[point] += 1
-        if self._stop is None or (point, self._came[point]) != self._stop[:2]:
+        for stop in [each for each in self._stops if self._is_due(each, point)]:
+            self._stop(stop)
+
+    def _is_due(self, stop: Stop, point: Point) -> bool:
+        many = 1 if stop.how in (How.WRITER, How.READER) else stop.times
+        return stop.point is point and stop.number <= self._came[point] < stop.number + many
+
+    def _stop(self, stop: Stop) -> None:
+        point, _, how, times = stop
+        self.is_disturbed |= how is not How.STAND
+        if how in (How.WRITER, How.READER):
+            self._strangers.come(times, writes=how is How.WRITER)
             return
-        how, self._stop = self._stop.how, None
-        if how in (How.REFUSED, How.UNANSWERED):
-            raise _database_error(how)
+        if how in (How.REFUSED, How.UNSENT, How.UNANSWERED):
+            raise database_error(how)
         if how is How.DIE:
             self.die()
         self.stands_for = point
@@ -178,12 +169,6 @@ class Process(greenlet):  # type: ignore[misc]
         """Let a dead process do nothing."""
         if self.has_died:
             raise Gone
-
-
-def _database_error(how: How) -> sqlite3.OperationalError:
-    error = sqlite3.OperationalError(f"simulated: {how}")
-    error.sqlite_errorcode = {How.REFUSED: sqlite3.SQLITE_BUSY}.get(how, sqlite3.SQLITE_IOERR)
-    return error
 
 
 def current_process() -> Process | None:

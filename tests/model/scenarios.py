@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from flask_sequence.rows.models import step_runs
 from flask_sequence.testing import drain
+from tests.model.faults import Behaviour, Deed, Errors, How, Point, Stop
 from tests.model.ledger import Books, problems, unfinished
-from tests.model.processes import Behaviour, How, Point, Stop
 from tests.model.simulation import Simulation
 from tests.model.workers import LEASE, SimulatedWorker
 from tests.support.application import Effect, db
@@ -40,9 +40,9 @@ def overtaken(simulation: Simulation) -> list[str]:
     """A process stands still in a step past its lease, and goes on when another is in it."""
     slow, other = simulation.worker(burst=True), simulation.worker()
     simulation.start()
-    zombie = simulation.deliver(slow, stop=AT_FIRST_BODY)
+    zombie = simulation.deliver(slow, stops=[AT_FIRST_BODY])
     simulation.lapse(other)
-    holder = simulation.deliver(other, stop=AT_FIRST_BODY)
+    holder = simulation.deliver(other, stops=[AT_FIRST_BODY])
     zombie.go(AT_SECOND_BODY)
     holder.go()
     return outcome(simulation)
@@ -52,9 +52,11 @@ def overtaken_before_a_checkpoint(simulation: Simulation) -> list[str]:
     """A process stands still before a checkpoint, and goes on when another has finished."""
     slow, other = simulation.worker(), simulation.worker()
     simulation.start()
-    zombie = simulation.deliver(slow, plan=[Behaviour.GUARDED], stop=AT_FIRST_BODY)
+    zombie = simulation.deliver(
+        slow, plan=[Deed(Behaviour.CHECKPOINT, errors=Errors.REPLACED)], stops=[AT_FIRST_BODY]
+    )
     simulation.lapse(other)
-    simulation.deliver(other, plan=[Behaviour.CHECKPOINT])
+    simulation.deliver(other, plan=[Deed(Behaviour.CHECKPOINT)])
     zombie.go()
     return outcome(simulation)
 
@@ -63,9 +65,9 @@ def long_step(simulation: Simulation) -> list[str]:
     """A step takes five leases, in a worker that lives."""
     slow, other = simulation.worker(), simulation.worker()
     simulation.start()
-    process = simulation.deliver(slow, stop=AT_FIRST_BODY)
+    process = simulation.deliver(slow, stops=[AT_FIRST_BODY])
     for _ in range(15):
-        simulation.now += LEASE / 3
+        simulation.database.now += LEASE / 3
         slow.look()
         other.look()
         other.sweep()
@@ -77,7 +79,7 @@ def killed_worker(simulation: Simulation) -> list[str]:
     """A worker is killed in a step, and another one lives."""
     first, other = simulation.worker(), simulation.worker()
     simulation.start()
-    simulation.deliver(first, stop=AT_FIRST_BODY)
+    simulation.deliver(first, stops=[AT_FIRST_BODY])
     first.die()
     return outcome(simulation, other)
 
@@ -86,7 +88,7 @@ def killed_child(simulation: Simulation) -> list[str]:
     """A child is killed in a step, and its worker lives."""
     worker = simulation.worker()
     simulation.start()
-    simulation.deliver(worker, stop=Stop(Point.WROTE, 1, How.DIE))
+    simulation.deliver(worker, stops=[Stop(Point.WROTE, 1, How.DIE)])
     return outcome(simulation, worker)
 
 
@@ -102,7 +104,7 @@ def killed_after_the_commit(simulation: Simulation) -> list[str]:
     """A child is killed as soon as a step is committed; the first commit is that of the claim."""
     worker = simulation.worker()
     simulation.start()
-    simulation.deliver(worker, stop=Stop(Point.COMMITTED, 2, How.DIE))
+    simulation.deliver(worker, stops=[Stop(Point.COMMITTED, 2, How.DIE)])
     return outcome(simulation)
 
 

@@ -1,4 +1,4 @@
-"""A whole deployment in one process: web, broker, workers, their keepers, and the clock.
+"""A whole deployment in one process: web, brokers, workers, their keepers, and the clock.
 
 The store, the runner, the sweep and what listens to sessions are the real ones. The clock of the
 database goes only when a test lets it, and nothing waits for anything.
@@ -7,42 +7,25 @@ database goes only when a test lets it, and nothing waits for anything.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import itertools
-import sqlite3
 import typing as t
 from types import SimpleNamespace
 
-import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from flask_sequence import SequenceRun, Status
-from flask_sequence.definition.data import decode_text
-from flask_sequence.engine import claiming, patience, runner
-from flask_sequence.rows import claims
+from flask_sequence.engine import attempt, claiming, in_hand, patience, runner
+from flask_sequence.rows import claims, own_connections
 from flask_sequence.runtime import Nudge, Runtime, runtime_of
-from flask_sequence.worker.duties import recovery
+from flask_sequence.worker import keeper, post
+from flask_sequence.worker.duties import batches, publishing, recovery, unknown
+from tests.model.brokers import Brokers
+from tests.model.database import Database
+from tests.model.faults import Behaviour, Deed, How, Stop
 from tests.model.ledger import Books, Moved, problems
-from tests.model.processes import (
-    Behaviour,
-    Point,
-    Process,
-    Stop,
-    checked_in,
-    checked_out,
-    current_process,
-    pid,
-)
-from tests.model.steps import (
-    FAILURES,
-    LAST,
-    SimulatedChild,
-    SimulatedRun,
-    StepOne,
-    StepOneRenamed,
-    define,
-)
-from tests.model.workers import LEASE, Broker, SimulatedWorker
+from tests.model.processes import Process, pid
+from tests.model.steps import LAST, SimulatedChild, SimulatedRun, StepOne, StepOneRenamed, define
+from tests.model.workers import LEASE, SimulatedWorker
 from tests.support.application import close_app, create_app, db
 
 if t.TYPE_CHECKING:
@@ -52,31 +35,20 @@ if t.TYPE_CHECKING:
 
 SWEEP = 5.0
 MAX_CRASHES = 3
-BEGINNING = datetime.datetime(2026, 11, 23, 12, tzinfo=datetime.UTC)
-JOURNAL = """
-CREATE TABLE journal (id INTEGER PRIMARY KEY, run_id INT, source, target, was INT, now INT);
-CREATE TRIGGER move AFTER UPDATE OF status, step, version ON sequence_runs BEGIN
-    INSERT INTO journal VALUES (NULL, old.id, old.status, new.status, old.version, new.version);
-END;
-"""
-TABLES = (
-    *("sequence_step_runs", "effects", "sequence_runs", "sequence_workers", "journal"),
-    "sqlite_sequence",
-)
 
 
 class Simulation:
     """An application on a SQLite file, and what works on it.
 
     :param folder: Where the file and the instance folder lie.
-    :param database: The path of the file, with all tables.
+    :param path: The path of the file, with all tables.
     :param monkeypatch: Puts the clock and the processes in their places.
     """
 
-    def __init__(self, folder: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         options = {"poolclass": NullPool, "connect_args": {"timeout": 0}}
         self.app = create_app(
-            f"sqlite:///{database}",
+            f"sqlite:///{path}",
             instance_path=folder / "instance",
             SQLALCHEMY_ENGINE_OPTIONS=options,
             SEQUENCE_LEASE_SECONDS=LEASE,
@@ -84,59 +56,52 @@ class Simulation:
             SEQUENCE_MAX_CRASHES=MAX_CRASHES,
             SEQUENCE_RETENTION=None,
         )
+        self.brokers: Brokers = Brokers(self._see_published)
         self.runtime: Runtime = runtime_of(self.app)
-        self.runtime.publisher = Broker(self)
-        self.reader = sqlite3.connect(database, isolation_level=None)
-        self.reader.row_factory = sqlite3.Row
-        self.reader.executescript(JOURNAL)
+        self.runtime.publisher = self.brokers
+        self.database: Database = Database(path)
         with self.app.app_context():
             self.engine = db.engine
-        self.watch(self.engine)
-        self._attach_processes(monkeypatch)
+        self.database.watch(self.engine, monkeypatch)
+        self._put_in_place(monkeypatch)
         self.clear()
 
-    def _attach_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sa.event.listen(self.engine, "checkout", checked_out)
-        sa.event.listen(self.engine, "checkin", checked_in)
-        commit = self.engine.dialect.do_commit
-
-        def do_commit(connection: t.Any) -> None:
-            process = current_process()
-            if process is None:
-                commit(connection)
-                return
-            process.at(Point.COMMIT)
-            commit(connection)
-            process.at(Point.COMMITTED)
-
-        monkeypatch.setattr(self.engine.dialect, "do_commit", do_commit)
-        for module in (claiming, claims):
+    def _put_in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in (claiming, claims, in_hand):
             monkeypatch.setattr(module, "os", SimpleNamespace(getpid=pid))
         monkeypatch.setattr(recovery, "live_processes", lambda worker: worker.living())
-        # Each look after the processes comes long after the one before.
-        late = SimpleNamespace(monotonic=itertools.count(1.0, 3600.0).__next__)
-        monkeypatch.setattr(recovery, "time", late)
+        timed = (attempt, keeper, post, batches, publishing, recovery, unknown, own_connections)
+        for module in timed:
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.ticks))
+        monkeypatch.setattr(keeper, "KEEP_SECONDS", 1e9)  # to connect takes longer than all else
         for module in (claiming, patience, runner):
-            monkeypatch.setattr(module, "pause", lambda tries: None)
+            monkeypatch.setattr(
+                module, "pause", lambda tries: self.database.strangers.let_time_pass()
+            )
 
     def clear(self) -> None:
         """Begin anew, with an empty database and no worker."""
-        self.now = 0.0
+        for worker in getattr(self, "workers", ()):
+            worker.disconnect()
+        self.ticks = 0.0
+        """By which processes measure how long something takes."""
         self.numbers: t.Iterator[int] = itertools.count(1)
-        self.nudges: list[Nudge] = []
         self.workers: list[SimulatedWorker] = []
         self.tokens: set[str] = set()
+        self.unsure: set[str] = set()
         self.deaths: set[int] = set()
         self._judged = 0
         self.early: list[str] = []
         self.know(renamed=False)
-        for table in TABLES:
-            self.reader.execute(f"DELETE FROM {table}")
+        self.brokers.clear()
+        self.database.clear()
 
     def close(self) -> None:
         """Let all processes and connections go."""
         self.bury()
-        self.reader.close()
+        for worker in self.workers:
+            worker.disconnect()
+        self.database.close()
         close_app(self.app)
 
     def bury(self) -> None:
@@ -144,29 +109,7 @@ class Simulation:
         for process in self.processes:
             process.bury()
 
-    def watch(self, engine: sa.Engine) -> None:
-        """Let the connections of an engine go by the clock of the test."""
-
-        @sa.event.listens_for(engine, "connect")
-        def connected(connection: sqlite3.Connection, record: object) -> None:
-            for arguments in (2, 3):
-                connection.create_function("strftime", arguments, self._strftime)
-            connection.execute("PRAGMA synchronous = OFF")
-            connection.execute("PRAGMA journal_mode = MEMORY")
-
-    def _strftime(self, form: str, moment: str, shift: str = "0") -> str:
-        return self._time(float(shift.split()[0]))
-
-    def _time(self, later: float = 0.0) -> str:
-        at = BEGINNING + datetime.timedelta(seconds=self.now + later)
-        return f"{at:%Y-%m-%d %H:%M:%S.%f}"
-
-    @property
-    def clock(self) -> str:
-        """The time by the database's clock, as it stands in rows."""
-        return self._time()
-
-    # Starting
+    # The web
 
     @contextlib.contextmanager
     def request(self, *, commit: bool = True) -> t.Iterator[None]:
@@ -178,15 +121,24 @@ class Simulation:
             else:
                 db.session.rollback()
 
-    def start(self, *, key: str | None = None, commit: bool = True, savepoint: bool = True) -> int:
+    def start(
+        self,
+        *,
+        key: str | None = None,
+        commit: bool = True,
+        savepoint: bool = True,
+        lost: How | None = None,
+    ) -> int:
         """Start a run, and give its id; with a key, that of the active one, if there is one.
 
         :param key: The key.
         :param commit: Whether the request commits.
         :param savepoint: Whether its savepoint is kept.
+        :param lost: What happens to the commit.
         """
         token = f"token-{next(self.numbers)}"
-        with self.request(commit=commit):
+        self.unsure |= {token} if lost else set()
+        with self.database.losing(lost), self.request(commit=commit):
             nested = db.session.begin_nested()
             run = self.sequence.set(key=key).start(token=token, done=[])
             db.session.flush()
@@ -216,6 +168,11 @@ class Simulation:
 
     # Working
 
+    @property
+    def nudges(self) -> list[Nudge]:
+        """What the broker hands out."""
+        return self.brokers.nudges
+
     def worker(self, *, burst: bool = False) -> SimulatedWorker:
         """Start a worker.
 
@@ -224,30 +181,30 @@ class Simulation:
         self.workers.append(SimulatedWorker(self, 1e6 if burst else 0.0))
         return self.workers[-1]
 
-    def sent(self, nudges: t.Sequence[Nudge]) -> None:
-        """Take what is published; it must be committed by then, for all to see."""
+    def _see_published(self, nudges: t.Sequence[Nudge]) -> None:
+        # It must be committed by then, for all to see.
         for nudge in nudges:
-            if self.row(nudge.run_id) is None:
+            if self.database.row(nudge.run_id) is None:
                 self.early.append(f"early: published before its commit (run {nudge.run_id})")
-        self.nudges += nudges
 
     def deliver(
         self,
         worker: SimulatedWorker,
         nudge: Nudge | int = -1,
-        plan: t.Sequence[Behaviour] = (),
-        stop: Stop | None = None,
+        plan: t.Sequence[Deed] = (),
+        stops: t.Sequence[Stop] = (),
     ) -> Process:
         """Let a child of a worker take a nudge, until it ends or is stopped.
 
         :param worker: The worker.
         :param nudge: The nudge, or its number among all that were published.
         :param plan: What the steps do that it performs.
-        :param stop: Where the child is stopped.
+        :param stops: Where the child is stopped.
         """
         if isinstance(nudge, int):
             nudge = self.nudges[nudge]
-        process = Process(worker.runtime, nudge, plan, stop)
+        number, strangers = len(worker.processes), self.database.strangers
+        process = Process(worker.runtime, number, nudge, plan, stops, strangers=strangers)
         worker.processes.append(process)
         process.go()
         return process
@@ -255,30 +212,37 @@ class Simulation:
     def deliver_all(self, worker: SimulatedWorker) -> None:
         """Deliver all that is published from now on, and what follows from it."""
         while self.nudges:
-            self.deliver(worker, self.nudges.pop(0))
+            nudge = self.nudges.pop(0)
+            self.database.now += nudge.countdown
+            self.deliver(worker, nudge)
 
     def judge_crashes(self) -> None:
         """Keep which of the crashes that are in the history by now really happened."""
+        crashed = "SELECT id, worker FROM sequence_step_runs WHERE status = 'crashed' AND id > ?"
+        found = self.database.read(crashed, self._judged)
+        if not found:
+            return
         dead = {
             f"{worker.name}:{process.pid}"
             for worker in self.workers
             for process in worker.processes
-            if process.has_died or worker.is_silent
+            if process.has_died or process.error is not None or worker.is_silent
         }
-        crashed = "SELECT id, worker FROM sequence_step_runs WHERE status = 'crashed' AND id > ?"
-        for row in self.reader.execute(crashed, [self._judged]).fetchall():
+        for row in found:
             self._judged = row["id"]
             if row["worker"] in dead:
                 self.deaths.add(row["id"])
 
     def lapse(self, worker: SimulatedWorker) -> None:
         """Let all workers be silent for longer than the lease, and one sweep then."""
-        self.now += LEASE + 1.0
+        self.database.now += LEASE + 1.0
         worker.look()
         worker.sweep()
 
     def heal(self) -> None:
         """End all that disturbs, and let a worker and its keeper bring everything to its end."""
+        self.database.strangers.go()
+        self.brokers.is_failing = False
         worker = self.worker(burst=True)
         for renamed in (True, False):
             self.know(renamed=renamed)
@@ -287,13 +251,16 @@ class Simulation:
 
     def work(self, worker: SimulatedWorker) -> None:
         """Let a worker and its keeper do what there is to do, and the time pass that it takes."""
+        left = (Status.WAITING, Status.RUNNING, Status.BLOCKED)
         for _ in range(40):
-            worker.look()
+            if not any(row["status"] in left for row in self.database.rows()):
+                return
             worker.sweep()
             self.deliver_all(worker)
-            if not any(row["status"] in (Status.WAITING, Status.RUNNING) for row in self.rows()):
+            active = left[:2]
+            if not any(row["status"] in active for row in self.database.rows()):
                 return
-            self.now += LEASE + 10.0
+            self.database.now += LEASE + 10.0
 
     # Looking
 
@@ -302,39 +269,28 @@ class Simulation:
         """All processes that ever were."""
         return [process for worker in self.workers for process in worker.processes]
 
-    def row(self, run_id: int) -> dict[str, t.Any] | None:
-        """Read what is committed of a run."""
-        return next(iter(self.rows(" WHERE id = ?", run_id)), None)
-
-    def rows(self, where: str = "", *values: t.Any) -> list[dict[str, t.Any]]:
-        """Read what is committed of all runs."""
-        found = self.reader.execute(f"SELECT * FROM sequence_runs{where} ORDER BY id", values)
-        return [
-            {**row, "status": Status(row["status"]), "data": decode_text(row["data"])}
-            for row in map(dict, found.fetchall())
-        ]
-
     def problems(self) -> list[str]:
         """Tell what must not be."""
         return self.early + problems(self.books())
 
     def books(self) -> Books:
         """Read the books."""
-        read = self.reader.execute
+        read = self.database.read
         performed = [entry for process in self.processes for entry in process.performed]
-        failures: dict[int, int] = dict.fromkeys((entry[0] for entry in performed), 0)
-        for run_id, _, behaviour in performed:
-            failures[run_id] += behaviour in FAILURES
-        effects = read("SELECT run_id, step, note FROM effects ORDER BY id").fetchall()
-        moves = read("SELECT run_id, source, target, was, now FROM journal ORDER BY id").fetchall()
+        failures: dict[int, int] = dict.fromkeys((entry.run_id for entry in performed), 0)
+        for entry in performed:
+            failures[entry.run_id] += entry.has_failed
+        effects = read("SELECT run_id, step, note FROM effects ORDER BY id")
+        moves = read("SELECT run_id, source, target, was, now FROM journal ORDER BY id")
         return Books(
-            runs=self.rows(),
+            runs=self.database.rows(),
             effects=[(row["run_id"], row["step"], row["note"]) for row in effects],
-            history=read("SELECT * FROM sequence_step_runs ORDER BY id").fetchall(),
+            history=read("SELECT * FROM sequence_step_runs ORDER BY id"),
             moves=[Moved(run, Status(one), Status(two), *rest) for run, one, two, *rest in moves],
             tokens=self.tokens,
+            unsure=self.unsure,
             failures=failures,
-            finishers={entry[0] for entry in performed if entry[2] is Behaviour.FINISH},
+            finishers={each.run_id for each in performed if each.deed[0] is Behaviour.FINISH},
             deaths=self.deaths,
             positions={"StepZero": 0, "StepOne": 1, "StepOneRenamed": 1, "StepTwo": 2},
             last={SimulatedRun.__name__: LAST, SimulatedChild.__name__: 0},

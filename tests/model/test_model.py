@@ -1,57 +1,39 @@
-"""The model check: whatever happens, in whatever order, and what must hold after each of it.
+"""The model check: some histories, those that have shown a fault, and that it can turn red.
 
-``MODEL_EXAMPLES=1000 bin/test tests/model/test_model.py`` looks longer, and at other orders each
-time.
+``bin/model --histories 5000`` looks at more of them.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import typing as t
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
-from flask_sequence import Status
-from tests.model.ledger import unfinished
-from tests.model.processes import STOPS, Behaviour, How, Point, Process, Stop
-from tests.model.simulation import MAX_CRASHES, Simulation
-from tests.model.steps import FAILURES, LAST
-from tests.model.workers import LEASE, SimulatedWorker
+from flask_sequence.engine.doors import Doors
+from flask_sequence.rows.moves import Move
+from flask_sequence.worker.duties.publishing import PublishDue
+from flask_sequence.worker.keeper import Keeper
+from tests.model.__main__ import main
+from tests.model.faults import Behaviour, Deed, Failing, Way
+from tests.model.histories import shorten, tell, tell_again
+from tests.model.rules import Action
+from tests.model.simulation import Simulation
 
 if t.TYPE_CHECKING:
     from pathlib import Path
 
-EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "60"))
-ACTIONS = 40
-SEARCHES = "MODEL_EXAMPLES" in os.environ
-"""Else the same examples are tried each time."""
+Patch = pytest.MonkeyPatch
 
-picks = st.integers(0, 1000)
-plans = st.lists(st.sampled_from(Behaviour), max_size=4)
-stops = st.builds(
-    lambda where, number: Stop(where[0], number, where[1]),
-    st.sampled_from(STOPS),
-    st.integers(1, 4),
-)
-_here: list[Simulation] = []
-"""Where the machine works; one for all examples, since it takes long to make."""
+HISTORIES = 15
+MOST = 100
+"""After how many histories a product that is broken must have been found out."""
 
 
 @pytest.fixture
-def simulation(
-    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> t.Iterator[Simulation]:
+def simulation(tmp_path: Path, sqlite_url: str, monkeypatch: Patch) -> t.Iterator[Simulation]:
     logging.disable(logging.CRITICAL)
     made = Simulation(tmp_path, sqlite_url.removeprefix("sqlite:///"), monkeypatch)
     yield made
@@ -59,297 +41,122 @@ def simulation(
     logging.disable(logging.NOTSET)
 
 
-class Model(RuleBasedStateMachine):
-    """What happens to a deployment, and what each of it must lead to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.world = _here[-1]
-        self.world.clear()
-        self.moves_seen = 0
-
-    def teardown(self) -> None:
-        """Heal, and see that nothing is lost."""
-        try:
-            self.world.heal()
-            self.holds()
-            failed = [row["id"] for row in self.world.rows() if row["status"] is Status.FAILED]
-            for run_id in failed:
-                self.world.retry(run_id)
-            self.world.heal()
-            self.holds()
-            assert unfinished(self.world.books()) == []
-        finally:
-            self.world.bury()
-
-    @invariant()
-    def holds(self) -> None:
-        """The books are in order."""
-        assert self.world.problems() == []
-
-    def one_of(self, pick: int, of: t.Sequence[t.Any]) -> t.Any:
-        """Pick something; 0 is the newest."""
-        return of[-1 - pick % len(of)]
-
-    # The web
-
-    @initialize(burst=st.booleans())
-    def workers(self, burst: bool) -> None:
-        self.world.worker(burst=burst)
-        self.world.worker(burst=not burst)
-        self.world.start()
-
-    @rule(commit=st.booleans(), savepoint=st.booleans())
-    def start(self, commit: bool, savepoint: bool) -> None:
-        before = len(self.world.rows())
-        self.world.start(commit=commit, savepoint=savepoint)
-        assert len(self.world.rows()) == before + (commit and savepoint)
-
-    @rule(key=st.sampled_from(["a", "b"]), commit=st.booleans())
-    def start_with_key(self, key: str, commit: bool) -> None:
-        rows = self.world.rows()
-        active = [row["id"] for row in rows if row["active_key"] == key]
-        run_id = self.world.start(key=key, commit=commit)
-        if active:
-            assert [run_id] == active
-        assert len(self.world.rows()) == len(rows) + (commit and not active)
-
-    @rule(pick=picks, commit=st.booleans())
-    @precondition(lambda self: self.in_state(Status.FAILED))
-    def retry(self, pick: int, commit: bool) -> None:
-        row = self.one_of(pick, self.in_state(Status.FAILED))
-        self.world.retry(row["id"], commit=commit)
-        after = self.row(row["id"])
-        told = (after["status"], after["step"], after["retries"], after["crashes"])
-        if commit:
-            assert told == (Status.WAITING, row["step"], 0, 0)
-        else:
-            assert after == row
-
-    @rule(pick=picks, commit=st.booleans())
-    @precondition(lambda self: self.world.rows())
-    def cancel(self, pick: int, commit: bool) -> None:
-        row = self.one_of(pick, self.world.rows())
-        if row["status"].final:
-            return
-        self.world.cancel(row["id"], commit=commit)
-        assert self.row(row["id"])["status"] is (Status.CANCELLED if commit else row["status"])
-
-    # The broker, and the workers' children
-
-    @rule(which=picks, plan=plans, times=st.integers(1, 3))
-    @precondition(lambda self: self.world.nudges and self.alive)
-    def deliver(self, which: int, plan: list[Behaviour], times: int) -> None:
-        """The newest nudge, and what follows from it."""
-        for number in range(times):
-            worker = self.one_of(which + number, self.alive)
-            self.take(worker, self.world.nudges[-1], plan[number:], None)
-
-    @rule(which=picks, plan=plans, stop=stops)
-    @precondition(lambda self: self.world.nudges and self.alive)
-    def deliver_and_stop(self, which: int, plan: list[Behaviour], stop: Stop) -> None:
-        self.take(self.one_of(which, self.alive), self.world.nudges[-1], plan, stop)
-
-    @rule(which=picks, pick=picks, plan=plans, stop=st.none() | stops)
-    @precondition(lambda self: self.world.nudges and self.alive)
-    def deliver_any(self, which: int, pick: int, plan: list[Behaviour], stop: Stop | None) -> None:
-        """One that came before, or too early, or is stale."""
-        nudge = self.one_of(pick, self.world.nudges)
-        self.take(self.one_of(which, self.alive), nudge, plan, stop)
-
-    @rule(pick=picks)
-    @precondition(lambda self: self.standing)
-    def go_on(self, pick: int) -> None:
-        """A process goes on that stood still, perhaps for long."""
-        process = self.one_of(pick, self.standing)
-        before = self.row(process.nudge.run_id)
-        marks = self.world.books().marks(before["id"])
-        held = before["pid"] == process.pid
-        process.go()
-        if held:
-            self.check_held(process, before)
-        else:
-            assert self.row(before["id"]) == before
-            assert self.world.books().marks(before["id"]) == marks
-
-    @rule(pick=picks)
-    @precondition(lambda self: self.standing)
-    def kill_child(self, pick: int) -> None:
-        before = self.world.rows()
-        self.one_of(pick, self.standing).die()
-        assert self.world.rows() == before
-
-    def take(
-        self, worker: SimulatedWorker, nudge: t.Any, plan: list[Behaviour], stop: Stop | None
-    ) -> None:
-        before = self.row(nudge.run_id)
-        due = before["due_at"] is not None and before["due_at"] <= self.world.clock
-        fresh = before["status"] is Status.WAITING and before["version"] == nudge.version
-        process = self.world.deliver(worker, nudge, plan, stop)
-        if fresh and due and self.knows(before):
-            self.check_held(process, before)
-        else:
-            assert process.performed == []
-            assert self.row(before["id"]) == before
-
-    def check_held(self, process: Process, before: dict[str, t.Any]) -> None:
-        """See what a process has made of the run that it held, or was to take."""
-        row = self.row(before["id"])
-        if process.has_died or not process.performed:
-            assert process.has_ended is False
-            return
-        _, position, behaviour = process.performed[-1]
-        if process.stands_for is Point.BODY:
-            assert (row["status"], row["pid"]) == (Status.RUNNING, process.pid)
-            assert self.position(row) == position
-        if process.has_ended:
-            self.check_end(row, position, behaviour, before)
-
-    def check_end(
-        self, row: dict[str, t.Any], position: int, behaviour: Behaviour, before: dict[str, t.Any]
-    ) -> None:
-        """See where a run stands after a behaviour of the step at a position."""
-        if behaviour not in FAILURES:
-            last = 0 if row["sequence"] == "SimulatedChild" else LAST
-            if position == last or behaviour is Behaviour.FINISH:
-                assert row["status"] is Status.FINISHED
-            else:
-                assert (row["status"], self.position(row)) == (Status.WAITING, position + 1)
-                assert (row["attempt"], row["retries"], row["crashes"]) == (0, 0, 0)
-            return
-        assert self.position(row) == position
-        retries = before["retries"] if self.position(before) == position else 0
-        if behaviour is Behaviour.FAIL or retries == 2:
-            assert (row["status"], row["retries"]) == (Status.FAILED, retries)
-        else:
-            assert (row["status"], row["retries"]) == (Status.WAITING, retries + 1)
-
-    # The keepers, and time
-
-    @rule(which=picks)
-    @precondition(lambda self: self.alive)
-    def look(self, which: int) -> None:
-        worker = self.one_of(which, self.alive)
-        before = self.world.rows()
-        worker.look()
-        self.check_freed(before, lambda row: row["worker_id"] == worker.name, [worker])
-
-    @rule(which=picks)
-    @precondition(lambda self: self.alive)
-    def lapse(self, which: int) -> None:
-        """All are silent for longer than the lease, and one sweeps then."""
-        self.world.now += LEASE + 1
-        self.look(which)
-        self.sweep(which)
-
-    @rule(pick=picks, which=picks)
-    @precondition(lambda self: self.standing and self.alive)
-    def overtake(self, pick: int, which: int) -> None:
-        """Another process takes what one held that stands still, and stands still as well."""
-        run_id = self.one_of(pick, self.standing).nudge.run_id
-        self.lapse(which)
-        now = (run_id, self.row(run_id)["version"])
-        for nudge in [each for each in self.world.nudges if (each.run_id, each.version) == now]:
-            stop = Stop(Point.BODY, 1, How.STAND)
-            self.take(self.one_of(which, self.alive), nudge, [], stop)
-
-    @rule(which=picks)
-    @precondition(lambda self: self.alive)
-    def sweep(self, which: int) -> None:
-        worker = self.one_of(which, self.alive)
-        silent = {each.name for each in self.world.workers if each.is_silent}
-        before = self.world.rows()
-        worker.sweep()
-        self.check_freed(before, lambda row: row["worker_id"] in silent, [worker])
-        for row in self.in_state(Status.BLOCKED):
-            assert not self.knows(row)
-        for row in before:
-            if row["status"] is Status.BLOCKED and self.knows(row):
-                assert self.row(row["id"])["status"] is Status.WAITING
-
-    def check_freed(
-        self,
-        before: list[dict[str, t.Any]],
-        may_be: t.Callable[[dict[str, t.Any]], bool],
-        lookers: list[SimulatedWorker],
-    ) -> None:
-        """See that what the dead held is free, and what the living hold is not."""
-        dead = {p.pid for each in lookers for p in each.processes if not p.lives}
-        silent = {each.name for each in self.world.workers if each.is_silent}
-        for row in before:
-            if row["status"] is not Status.RUNNING:
-                continue
-            after = self.row(row["id"])
-            if row["pid"] not in dead and not (may_be(row) and row["worker_id"] in silent):
-                assert after == row
-                continue
-            failed = row["crashes"] + 1 == MAX_CRASHES
-            assert after["status"] is (Status.FAILED if failed else Status.WAITING)
-            assert after["crashes"] == row["crashes"] + 1
-            kept = ("step", "retries", "attempt", "data")
-            assert [after[name] for name in kept] == [row[name] for name in kept]
-
-    @rule(which=picks, burst=st.booleans())
-    @precondition(lambda self: self.alive)
-    def kill_worker(self, which: int, burst: bool) -> None:
-        self.one_of(which, self.alive).die()
-        self.world.worker(burst=burst)
-
-    @rule(which=picks, burst=st.booleans())
-    @precondition(lambda self: self.alive)
-    def shut_down(self, which: int, burst: bool) -> None:
-        worker = self.one_of(which, self.alive)
-        worker.shut_down()
-        assert not any(row["worker_id"] == worker.name for row in self.world.rows())
-        self.world.worker(burst=burst)
-
-    @rule(seconds=st.sampled_from([1.0, 8.0, 8.0, LEASE / 2, LEASE + 1, 2 * LEASE]))
-    def pass_time(self, seconds: float) -> None:
-        self.world.now += seconds
-
-    @rule(really=st.integers(0, 3))
-    def rename(self, really: int) -> None:
-        if really == 0:
-            self.world.know(renamed=not self.world.is_renamed)
-
-    # Looking
-
-    @property
-    def alive(self) -> list[SimulatedWorker]:
-        return [worker for worker in self.world.workers if not worker.is_gone]
-
-    @property
-    def standing(self) -> list[Process]:
-        return [p for p in self.world.processes if p.lives and p.stands_for]
-
-    def in_state(self, status: Status) -> list[dict[str, t.Any]]:
-        return [row for row in self.world.rows() if row["status"] is status]
-
-    def row(self, run_id: int) -> dict[str, t.Any]:
-        row = self.world.row(run_id)
-        assert row is not None
-        return row
-
-    def position(self, row: dict[str, t.Any]) -> int:
-        return self.world.books().positions[row["step"]]
-
-    def knows(self, row: dict[str, t.Any]) -> bool:
-        unknown = "StepOne" if self.world.is_renamed else "StepOneRenamed"
-        return bool(row["step"] != unknown)
+def test_no_history_shows_a_fault(simulation: Simulation) -> None:
+    for seed in range(1, HISTORIES + 1):
+        fault = tell(simulation, seed)
+        assert fault is None, str(fault)
 
 
-def test_nothing_is_lost_and_nothing_happens_twice(simulation: Simulation) -> None:
-    _here.append(simulation)
-    run_state_machine_as_test(
-        Model,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=ACTIONS,
-            deadline=None,
-            database=None,
-            derandomize=not SEARCHES,
-            phases=(Phase.generate, *([Phase.shrink] if SEARCHES else [])),
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
+KEPT: dict[str, list[Action]] = {
+    "a commit inside the block of a savepoint was refused": [
+        Action(
+            "deliver", {"which": 0, "plan": [Deed(Behaviour.CHECKPOINT, Way.WITHIN)], "times": 1}
+        )
+    ],
+    "a keeper kept the lock of a commit that had failed": [
+        Action(
+            "fail_duties",
+            {
+                "which": 0,
+                "duties": ["remove the rows of dead workers"],
+                "how": Failing.UNSENT,
+            },
         ),
-    )
+        Action("pass_time", {"seconds": 8.0}),
+        Action("sweep", {"which": 0}),
+        Action("deliver", {"which": 0, "plan": [], "times": 1}),
+    ],
+}
+"""What has shown a fault once, as short as it goes."""
+
+
+@pytest.mark.parametrize("name", list(KEPT))
+def test_what_has_shown_a_fault_shows_none(simulation: Simulation, name: str) -> None:
+    fault = tell_again(simulation, 0, KEPT[name])
+    assert fault is None, str(fault)
+
+
+# That it can turn red
+
+
+def one_failing_duty_stops_the_rest(patch: Patch) -> None:
+    real = Keeper._try
+
+    def perform(self: Keeper, assigned: t.Any, trouble: t.Any) -> float:
+        return 60.0 if trouble else real(self, assigned, trouble)
+
+    patch.setattr(Keeper, "_try", perform)
+
+
+def no_sweep(patch: Patch) -> None:
+    patch.setattr(PublishDue, "__call__", lambda self: None)
+
+
+def an_unanswered_commit_has_failed(patch: Patch) -> None:
+    patch.setattr(Move, "went_through", lambda self, claim, row: False)
+
+
+def no_fence_where_a_savepoint_is_open(patch: Patch) -> None:
+    real = Doors.to_commit
+    is_open: dict[str, bool] = {}
+
+    def note(session: t.Any) -> None:
+        is_open["now"] = session.in_nested_transaction()
+
+    def to_commit(self: Doors, connection: t.Any, **how: t.Any) -> None:
+        if not is_open.pop("now", False):
+            real(self, connection, **how)
+
+    patch.setattr(Doors, "to_commit", to_commit)
+    sa.event.listen(Session, "before_commit", note)
+    _listening.append(note)
+
+
+_listening: list[t.Callable[[t.Any], None]] = []
+
+BROKEN = (
+    one_failing_duty_stops_the_rest,
+    no_sweep,
+    an_unanswered_commit_has_failed,
+    no_fence_where_a_savepoint_is_open,
+)
+
+
+@pytest.mark.parametrize("break_it", BROKEN, ids=lambda broken: broken.__name__)
+def test_a_product_that_is_broken_is_found_out(
+    simulation: Simulation, monkeypatch: Patch, break_it: t.Callable[[Patch], None]
+) -> None:
+    break_it(monkeypatch)
+    try:
+        assert any(tell(simulation, seed) for seed in range(1, MOST + 1))
+    finally:
+        while _listening:
+            sa.event.remove(Session, "before_commit", _listening.pop())
+
+
+def test_what_a_fault_does_not_need_is_left_out(simulation: Simulation, monkeypatch: Patch) -> None:
+    one_failing_duty_stops_the_rest(monkeypatch)
+    fault = next(filter(None, (tell(simulation, seed) for seed in range(1, MOST))))
+    short = shorten(simulation, fault, tries=12)
+    assert (short.seed, short.kind) == (fault.seed, fault.kind)
+    assert len(short.actions) < len(fault.actions)
+    assert {"fail_duties", "lock"} & {action.rule for action in short.actions}
+
+
+def test_the_command_tells_of_a_fault_by_its_seed(
+    monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--histories", "1", "--seed", "7", "--steps", "2"]) == 0
+    assert "1 histories in" in capsys.readouterr().out
+    no_sweep(monkeypatch)
+    assert main(["--histories", "40", "--faults", "1"]) == 1
+    told = capsys.readouterr().out
+    seed = told.partition("seed ")[2].partition(":")[0]
+    assert main(["--histories", "1", "--seed", seed]) == 1
+    fault, again = (told_lines(text) for text in (told, capsys.readouterr().out))
+    assert fault == again
+
+
+def told_lines(text: str) -> list[str]:
+    """Give what is told of faults, without the progress."""
+    return [line for line in text.splitlines() if line.startswith(("seed", "  "))]

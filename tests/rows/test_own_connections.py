@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 import typing as t
@@ -249,3 +250,26 @@ def test_what_watches_the_connections_of_a_worker_leaves_their_bounds(mariadb_ur
     assert connection._read_timeout == SERVER_SECONDS
     own.close()
     engine.dispose()
+
+
+def test_a_refused_commit_leaves_no_lock_behind(sqlite_url: str) -> None:
+    path = sqlite_url.removeprefix("sqlite:///")
+    reader, writer = (sqlite3.connect(path, timeout=0, isolation_level=None) for _ in range(2))
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM effects").fetchall()  # so that nobody may commit
+    engine = sa.create_engine(sqlite_url)
+    own = OwnConnections(engine)
+    bounds = {"statement": 0.1, "until": time.monotonic() + 20}
+    with (
+        pytest.raises(sa.exc.OperationalError, match="locked"),
+        own.transaction(**bounds) as connection,
+    ):
+        connection.exec_driver_sql("INSERT INTO effects (step, note) VALUES ('', '')")
+    reader.execute("ROLLBACK")
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("ROLLBACK")
+    assert writer.execute("SELECT * FROM effects").fetchall() == []
+    own.close()
+    engine.dispose()
+    reader.close()
+    writer.close()

@@ -55,7 +55,8 @@ class PublishDue:
         # Half an interval: what one pass published and nobody got, the next one sends again.
         found = self._find(room, quiet=interval / 2, is_crowded=depth >= most) if room > 0 else []
         self._publish(found, quiet=interval / 2)
-        return HUNGRY_SECONDS if depth >= most or len(found) == room else None
+        is_full = bool(found) and len(found) == room
+        return HUNGRY_SECONDS if depth >= most or is_full else None
 
     def _room(self, depth: int, most: int) -> int:
         """Tell how many nudges the broker may take."""

@@ -138,6 +138,19 @@ def test_what_waits_in_the_broker_is_not_published_again(
     assert published(depth=8) == 0
 
 
+def test_a_keeper_with_nothing_to_publish_is_not_hungry(
+    sqlite_stepping: Stepping, clock: list[float]
+) -> None:
+    keeping = Keeping(sqlite_stepping.runtime)
+    assert keeping.perform(PUBLISH_DUE) is None
+    sqlite_stepping.start(end)
+    clock[0] += 5.0
+    assert later_pass(sqlite_stepping, keeping, depth=0) == 1
+    keeping.publisher.waiting = 1
+    clock[0] += 5.0
+    assert keeping.perform(PUBLISH_DUE) is None
+
+
 def test_a_hungry_keeper_fills_up_what_is_half_empty(
     sqlite_stepping: Stepping, clock: list[float]
 ) -> None:
