@@ -35,7 +35,7 @@ FLOORS = (
 ROOMS = {
     "definition": "callables retry options data steps functions registry",
     "rows": "driver_errors columns liveness dialects own_connections locks models readonly"
-    " listeners claims reads prepared statements moves upkeep migration",
+    " listeners claims reads prepared statements inserts moves upkeep migration",
     "broker": "bounded folders transport garbage embedded share line publisher",
     "engine": "own_errors contexts connections waiting transaction fence doors in_hand control"
     " attempt patience claiming runner retention",

@@ -18,6 +18,7 @@ from ..errors import BusyError, InvalidOptionError, KeyBusyError, MoveRefusedErr
 from ..rows import moves, reads
 from ..rows.claims import Row
 from ..rows.dialects import later
+from ..rows.inserts import insert_many
 from ..rows.models import SequenceRun
 from ..runtime import Nudge, Runtime, current_runtime
 from ..status import Status
@@ -205,7 +206,7 @@ def start_many(
     same = _new_row(runtime, definition, options)
 
     def insert(batch: list[dict[str, t.Any]]) -> list[int]:
-        return moves.insert_many(waits.connection, batch, same=same, due_at=options.due_at)
+        return insert_many(waits.connection, batch, same=same, due_at=options.due_at)
 
     run_ids = waits.act(lambda: [run_id for batch in _batches(rows) for run_id in insert(batch)])
     delay = max(options.delay or 0.0, 0.0)

@@ -16,6 +16,7 @@ from flask_sequence.failures import Failure
 from flask_sequence.rows import moves, reads
 from flask_sequence.rows.claims import Claim
 from flask_sequence.rows.dialects import later
+from flask_sequence.rows.inserts import insert_many
 from flask_sequence.rows.models import EMPTIED, FORMAT, runs
 from flask_sequence.status import ACTIVE, MOVES
 from tests.support.stepping import Stepping, note
@@ -119,7 +120,7 @@ def test_many_runs_at_once(stepping: Stepping) -> None:
     same |= {"queue": "q", "version": 0, "options": {"queue": "q"}}
     rows = [{"uid": uuid.uuid4(), "data": f'{{"number": {n}}}'} for n in range(5)]
     with stepping.connect() as connection:
-        insert = functools.partial(moves.insert_many, connection, same=same)
+        insert = functools.partial(insert_many, connection, same=same)
         ids = insert(rows[:3], due_at=None)
         ids += insert(rows[3:], same={**same, "sequence": "T"}, due_at=None)
         ids += insert(rows[:1], due_at=later(60))
