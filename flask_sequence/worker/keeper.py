@@ -59,6 +59,7 @@ class Keeper(threading.Thread):
             interval = duty.interval(runtime.settings)
             if interval is not None:
                 self._assigned[duty] = _Assignment(duty, duty.begin(self.post), interval)
+        self._urgent = [each for each in self._assigned.values() if each.duty.is_urgent]
 
     def run(self) -> None:
         """Do what is due, until the worker stops."""
@@ -85,15 +86,17 @@ class Keeper(threading.Thread):
     def round(self) -> float:
         """Do each duty that is due by now, once, in their order.
 
-        One that fails or takes long keeps no other from its turn.
+        One that fails or takes long keeps no other from its turn. All that may take long, one
+        after the other, takes longer than a short lease: so an urgent one comes in between.
 
         :return: Seconds until the next one is due.
         """
         began = time.monotonic()
         trouble: dict[str, list[_Assignment]] = collections.defaultdict(list)
         for assigned in self._assigned.values():
-            if assigned.due_at <= began and not self._stopped.is_set():
-                assigned.due_at = began + self._try(assigned, trouble)
+            for urgent in self._urgent:
+                self._do_if_due(urgent, time.monotonic(), trouble)
+            self._do_if_due(assigned, began, trouble)
         self._tell(trouble)
         pause = min(each.due_at for each in self._assigned.values()) - time.monotonic()
         if pause > KEEP_SECONDS:
@@ -110,6 +113,12 @@ class Keeper(threading.Thread):
         """
         self.post.begin(seconds=duty.seconds, rows=duty.rows)
         return self._assigned[duty].work()
+
+    def _do_if_due(
+        self, assigned: _Assignment, now: float, trouble: dict[str, list[_Assignment]]
+    ) -> None:
+        if assigned.due_at <= now and not self._stopped.is_set():
+            assigned.due_at = now + self._try(assigned, trouble)
 
     def _try(self, assigned: _Assignment, trouble: dict[str, list[_Assignment]]) -> float:
         duty, began = assigned.duty, time.monotonic()

@@ -64,6 +64,38 @@ def test_what_is_due_is_done_in_order_once_a_round(keep: t.Callable[..., Keeper]
     assert done == ["first", "rarely", "last", "first", "last"]
 
 
+def test_what_is_urgent_waits_for_one_other_at_most(
+    keep: t.Callable[..., Keeper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    done: list[tuple[str, float]] = []
+
+    def work(name: str, seconds: float = 0.0) -> t.Callable[[], None]:
+        def take() -> None:
+            done.append((name, now[0] - 1000))
+            now[0] += seconds
+
+        return take
+
+    keeper = keep(
+        made("urgent", work("urgent"), interval=1.0, is_urgent=True),
+        made("long", work("long", 2.0), interval=60),
+        made("as long", work("as long", 2.0), interval=60),
+        made("short", work("short"), interval=60),
+    )
+    keeper.round()
+    assert done == [
+        *(("urgent", 0), ("long", 0)),
+        *(("urgent", 2), ("as long", 2)),
+        *(("urgent", 4), ("short", 4)),
+    ]
+
+
+def test_the_lease_is_urgent() -> None:
+    assert [duty for duty in DUTIES if duty.is_urgent] == [RENEW_LEASE]
+
+
 def test_a_duty_may_want_to_go_on_soon(keep: t.Callable[..., Keeper]) -> None:
     wanted = iter([0.0, 0.0, None])
     done: list[int] = []

@@ -46,6 +46,7 @@ RENEW_LEASE = Duty(
     retry=LOOK_SECONDS,
     seconds=2.0,
     rows=1,
+    is_urgent=True,
 )
 FREE_OWN = Duty(
     name="take over from dead processes of its worker",

@@ -22,6 +22,7 @@ class Duty:
     :param seconds: How long one pass may take.
     :param rows: How many rows one pass may read.
     :param retry: Seconds after which it is tried again if it failed; None: its interval.
+    :param is_urgent: Whether it waits for one other duty at most, and not for a whole round.
     """
 
     name: str
@@ -30,3 +31,4 @@ class Duty:
     seconds: float
     rows: int
     retry: float | None = None
+    is_urgent: bool = False
