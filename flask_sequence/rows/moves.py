@@ -150,10 +150,14 @@ class Move:
 PROGRESS: dict[str, t.Any] = {"crashes": 0, "waits": 0}
 """What begins to count again with each progress."""
 
+MOST_KEPT = 1024
+"""How many of the moves of steps that have succeeded are kept: those of a process are few."""
+
 CHECKPOINT = Move(target=Status.RUNNING, values={})
 """running -> running, in the middle of a step."""
 
 
+@functools.lru_cache(maxsize=MOST_KEPT)
 def advance(step: str, *, queue: str, label: str) -> Move:
     """running -> waiting for the next step.
 
@@ -166,6 +170,7 @@ def advance(step: str, *, queue: str, label: str) -> Move:
     return Move(target=Status.WAITING, step=step, values=values, history=_finished(label))
 
 
+@functools.lru_cache(maxsize=MOST_KEPT)
 def hold(step: str, *, label: str) -> Move:
     """running -> running at the next step, which the same process goes on with.
 
@@ -176,6 +181,7 @@ def hold(step: str, *, label: str) -> Move:
     return Move(target=Status.RUNNING, step=step, values=values, history=_finished(label))
 
 
+@functools.lru_cache(maxsize=MOST_KEPT)
 def finish(*, label: str) -> Move:
     """running -> finished."""
     values = {**_HANDED_BACK, "active_key": None, "error": None, "finished_at": NOW}
