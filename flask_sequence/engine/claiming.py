@@ -133,15 +133,16 @@ def _redirect(
 
     Once: a hook of the application may change the limits of that one, too.
     """
-    if message.redirect == redirect_sign(row.uid, row.version):
-        return None
     found = _find(row.sequence, row.step)
     assert found is not None
-    version = row.version + 1
-    sign = redirect_sign(row.uid, version)
-    nudge = runtime.nudge(row, found[1].options, version=version, redirect=sign)
-    if (row.queue, *message.limits) == (nudge.queue, nudge.time_limit, nudge.soft_time_limit):
+    options, version = found[1].options, row.version + 1
+    way = (runtime.queue_of(options, row.options), options.time_limit, options.soft_time_limit)
+    if (row.queue, *message.limits) == way:
         return None
+    if message.redirect == redirect_sign(row.uid, row.version):
+        return None
+    sign = redirect_sign(row.uid, version)
+    nudge = runtime.nudge(row, options, version=version, redirect=sign)
     moved = moves.redirect(connection, row.id, row.version, queue=nudge.queue)
     return Outcome(nudge=nudge) if moved else LEFT_ALONE
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import itertools
 import re
 import typing as t
 import weakref
@@ -50,7 +51,6 @@ class Doors:
         self.runtime: Runtime = fence.runtime
         self._context: object = app_ctx._get_current_object()  # type: ignore[attr-defined]
         self._sessions: dict[Session, list[sa.Connection]] = {}
-        self._connections: list[sa.Connection] = []
         self._guarded: sa.Connection | None = None
         self._writes_elsewhere = False
 
@@ -84,7 +84,6 @@ class Doors:
             self._sessions[session] = []
         _watch(connection.engine)
         _doors_of[connection] = self
-        self._connections.append(connection)
         self._sessions[session].append(connection)
         if self.leads_to_runs(connection):
             if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
@@ -137,7 +136,7 @@ class Doors:
 
         A session commits its connections in any order.
         """
-        for connection in filter(self.leads_to_runs, self._connections):
+        for connection in filter(self.leads_to_runs, self._connections()):
             if connection.in_transaction() and self._writes_elsewhere:
                 self.fence.check(connection)
 
@@ -163,10 +162,12 @@ class Doors:
         """Let all sessions and connections go."""
         for session in self._sessions:
             session.info.pop(_DOORS, None)
-        for connection in self._connections:
+        for connection in self._connections():
             _doors_of.pop(connection, None)
         self._sessions.clear()
-        self._connections.clear()
+
+    def _connections(self) -> t.Iterator[sa.Connection]:
+        return itertools.chain.from_iterable(self._sessions.values())
 
 
 def _is_begun(session: Session) -> bool:

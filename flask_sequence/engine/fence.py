@@ -17,7 +17,7 @@ from ..rows.claims import Claim, holds
 from ..rows.moves import CHECKPOINT, Move
 from ..runtime import Runtime
 from .connections import own_move, own_transaction
-from .own_errors import mark_own, own_errors
+from .own_errors import own_errors
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
@@ -107,12 +107,8 @@ class Fence:
 
     def move_alone(self) -> None:
         """Make the next move for a step that has neither written nor read anything."""
-        try:
-            with own_move(self.runtime) as connection:
-                self._send(connection, self._next(), moves.make)
-        except Exception as error:
-            mark_own(error)
-            raise
+        with own_errors(), own_move(self.runtime) as connection:
+            self._send(connection, self._next(), moves.make)
         self.settle(went_through=True)
 
     def let_through(self, connection: sa.Connection, way: Way) -> None:

@@ -127,37 +127,30 @@ def test_a_row_and_its_data_are_one_commit(
     assert row.status is (Status.RUNNING if taken else Status.FINISHED)
 
 
+def in_a_block_whose_savepoint_is_open() -> None:
+    with db.session.begin():
+        note("in the block")
+        db.session.begin_nested()
+
+
+def inside_the_block_of_a_savepoint() -> None:
+    with db.session.begin_nested():
+        note("in the block")
+        db.session.commit()
+
+
 @pytest.mark.parametrize("taken", [False, True], ids=["held", "taken over"])
-def test_a_block_whose_savepoint_is_open_commits_through_the_fence(
-    stepping: Stepping, taken: bool
+@pytest.mark.parametrize(
+    "commit", [in_a_block_whose_savepoint_is_open, inside_the_block_of_a_savepoint]
+)
+def test_a_commit_by_a_block_is_a_checkpoint(
+    stepping: Stepping, commit: t.Callable[[], None], taken: bool
 ) -> None:
     def body(step: t.Any) -> None:
         if taken:
             stepping.take_over(step.run.id)
         step.data["n"] = 1
-        with db.session.begin():
-            note("in the block")
-            db.session.begin_nested()
-        if step.attempt == 1:
-            raise ValueError("after the block")
-
-    run_id = stepping.start(make_step(body, max_retries=0), n=0)
-    stepping.advance(run_id)
-    row = stepping.row(run_id)
-    assert (row.data["n"], stepping.notes()) == ((0, []) if taken else (1, ["in the block"]))
-
-
-@pytest.mark.parametrize("taken", [False, True], ids=["held", "taken over"])
-def test_a_commit_inside_the_block_of_a_savepoint_is_a_checkpoint(
-    stepping: Stepping, taken: bool
-) -> None:
-    def body(step: t.Any) -> None:
-        if taken:
-            stepping.take_over(step.run.id)
-        step.data["n"] = 1
-        with db.session.begin_nested():
-            note("in the block")
-            db.session.commit()
+        commit()
         raise ValueError("after the block")
 
     run_id = stepping.start(make_step(body, max_retries=0), n=0)
