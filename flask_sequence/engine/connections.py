@@ -128,8 +128,7 @@ class KeptConnection:
                 self._connection = self._engine.connect()
                 refuse_autocommit(self._connection)
                 self._connection.execution_options(isolation_level="AUTOCOMMIT")
-            with self._connection.begin():
-                yield self._connection
+            yield self._connection
         except BaseException:
             self.give_back()
             raise

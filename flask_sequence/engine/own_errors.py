@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import typing as t
-
 import sqlalchemy as sa
 
 from ..rows import driver_errors
@@ -31,11 +28,12 @@ def is_free(error: BaseException) -> bool:
     return _OWN in error.__dict__ and driver_errors.is_free(error)
 
 
-@contextlib.contextmanager
-def own_errors() -> t.Iterator[None]:
+class own_errors:  # noqa: N801
     """Mark what is raised here as an error of the runs' own database."""
-    try:
-        yield
-    except Exception as error:
-        mark_own(error)
-        raise
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
+        if error is not None:
+            mark_own(error)

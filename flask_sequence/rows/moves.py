@@ -20,6 +20,7 @@ from .models import EMPTIED, FORMAT, runs
 from .statements import (
     NOW,
     UPDATE_BY_ID,
+    Change,
     History,
     In,
     move_held,
@@ -134,6 +135,26 @@ class Move:
         due_at = self.values.get("due_at")
         return due_at.seconds if isinstance(due_at, In) else 0.0
 
+    def change(self, data: str | None) -> Change:
+        """Return it as statements say it; once made, it is kept.
+
+        :param data: The encoded data, or None if they did not change.
+        """
+        return self._change if data is None else self._change_with_data
+
+    @functools.cached_property
+    def _change(self) -> Change:
+        return Change(self.target, self._all_values, self.history)
+
+    @functools.cached_property
+    def _change_with_data(self) -> Change:
+        values = {**PROGRESS, **self._all_values, "data": ""}
+        return Change(self.target, values, self.history)
+
+    @property
+    def _all_values(self) -> t.Mapping[str, t.Any]:
+        return self.values if self.step is None else {**self.values, "step": self.step}
+
     def went_through(self, claim: Claim, row: Row) -> bool:
         """Tell by a row whether it is this move that has followed on a claim.
 
@@ -240,7 +261,7 @@ def make(
     :param data: The encoded data, or None if they did not change.
     :return: Whether the version was still the run's.
     """
-    return move_held(connection, claim, move.target, _all_values(move, data), move.history)
+    return move_held(connection, claim, move.change(data), data)
 
 
 def make_and_commit(
@@ -250,13 +271,7 @@ def make_and_commit(
 
     :return: Whether the version was still the run's; else nothing is committed.
     """
-    values = _all_values(move, data)
-    return move_held_and_commit(connection, claim, move.target, values, move.history)
-
-
-def _all_values(move: Move, data: str | None) -> dict[str, t.Any]:
-    values = dict(move.values) if move.step is None else {**move.values, "step": move.step}
-    return values if data is None else {**PROGRESS, **values, "data": data}
+    return move_held_and_commit(connection, claim, move.change(data), data)
 
 
 def _finished(label: str) -> History:

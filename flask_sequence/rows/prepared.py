@@ -34,10 +34,11 @@ class Prepared:
         """Send it.
 
         :param connection: Where to.
-        :param values: The values of its parameters.
+        :param values: The values of its parameters; others are left out.
         """
-        if has_schema_map(connection):
-            return connection.execute(self._statement, values)  # its text is not always the same
+        if has_schema_map(connection):  # its text is not always the same
+            names = self._compiled_for(connection.dialect).names
+            return connection.execute(self._statement, {name: values[name] for name in names})
         text, parameters = self.for_driver(connection.dialect, values)
         return connection.exec_driver_sql(text, parameters)
 
@@ -47,10 +48,14 @@ class Prepared:
         :param dialect: For which database and driver.
         :param values: The values of its parameters.
         """
+        compiled = self._compiled_for(dialect)
+        return compiled.text, compiled.parameters(values)
+
+    def _compiled_for(self, dialect: sa.Dialect) -> _Compiled:
         compiled = self._compiled.get(dialect)
         if compiled is None:
             compiled = self._compiled[dialect] = _compile(self._statement, dialect)
-        return compiled.text, compiled.parameters(values)
+        return compiled
 
 
 class _Compiled(t.NamedTuple):
@@ -61,7 +66,7 @@ class _Compiled(t.NamedTuple):
     positional: bool
 
     def parameters(self, values: t.Mapping[str, t.Any]) -> t.Any:
-        sent = dict(values)
+        sent = {name: values[name] for name in self.names}
         for name, process in self.processors:
             sent[name] = process(sent[name])
         return tuple(sent[name] for name in self.names) if self.positional else sent
@@ -109,9 +114,9 @@ def commit_along(
     driver: t.Any = connection.connection.dbapi_connection
     text, parameters = statement.for_driver(connection.dialect, values)
     try:
-        with driver.pipeline():
-            driver.execute(text, parameters)
-            driver.execute("COMMIT")
+        with driver.pipeline(), driver.cursor() as cursor:
+            cursor.execute(text, parameters)
+            cursor.execute("COMMIT")
     except BaseException as error:
         if getattr(error, "sqlstate", None) == _FAILED_BY_ITSELF:
             return False

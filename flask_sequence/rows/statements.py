@@ -42,6 +42,70 @@ class History(t.NamedTuple):
     traceback: str | None = None
 
 
+class Change:
+    """What a move sets, told apart into the text of its statements and what is sent with that.
+
+    :param target: The status that follows.
+    :param values: What else changes, by column.
+    :param history: What the history is told; None: the attempt goes on, or does not count.
+    """
+
+    def __init__(
+        self, target: Status, values: t.Mapping[str, t.Any], history: History | None
+    ) -> None:
+        self._form, sent = _split(values, prefix="to_")
+        self._told_form: Form | None = None
+        self._sent: dict[str, t.Any] = {"target": target, **sent}
+        if history is not None:
+            told_form, told = _split(_columns(history), prefix="told_")
+            self._told_form = _OF_THE_CLAIM + told_form
+            self._sent.update(told)
+
+    def sent(self, claim: Claim | Held, data: str | None) -> dict[str, t.Any]:
+        """Return what is sent of it for a claim.
+
+        :param claim: The claim, of the current version.
+        :param data: The encoded data, where it is among what changes.
+        """
+        values = {
+            **self._sent,
+            "run": claim.id,
+            "held": claim.version,
+            "told_step": claim.step,
+            "told_attempt": claim.attempt,
+            "told_started_at": claim.step_started_at,
+        }
+        if data is not None:
+            values["to_data"] = data
+        return values
+
+    @functools.cached_property
+    def update(self) -> Prepared:
+        """What changes the run."""
+        return _update(self._form, bounded=False)
+
+    @functools.cached_property
+    def tell(self) -> Prepared | None:
+        """What writes the history, if it is told anything."""
+        return self._told_form and _tell(self._told_form)
+
+    @functools.cached_property
+    def update_and_tell(self) -> Prepared:
+        """What does both, on PostgreSQL."""
+        if self._told_form is None:
+            return _update(self._form, bounded=True)
+        return _update_and_tell(self._form, self._told_form)
+
+    @functools.cached_property
+    def update_or_fail(self) -> Prepared:
+        """The same; but it fails where the claim no longer holds."""
+        return _update_or_fail(self._form, self._told_form)
+
+
+_OF_THE_CLAIM: Form = (("step", "value"), ("attempt", "value"), ("started_at", "value"))
+"""What a row of the history has of the claim."""
+
+
 UPDATE_BY_ID: sa.Update = by_primary_key(sa.update(runs))
 """An update of runs by their ids."""
 
@@ -50,11 +114,7 @@ status_unindexed: t.Any = unindexed(runs.c.status)
 
 
 def move_held(
-    connection: sa.Connection,
-    claim: Claim | Held,
-    target: Status,
-    values: t.Mapping[str, t.Any],
-    history: History | None = None,
+    connection: sa.Connection, claim: Claim | Held, change: Change, data: str | None = None
 ) -> bool:
     """Move a run on by its claim, and write the history of the attempt that ends with it.
 
@@ -62,61 +122,40 @@ def move_held(
 
     :param connection: Where to.
     :param claim: The claim, of the current version.
-    :param target: The status that follows.
-    :param values: What else changes, by column.
-    :param history: What the history is told; None: the attempt goes on, or does not count.
+    :param change: What changes.
+    :param data: The encoded data, where it is among that.
     :return: Whether the version was still the run's.
     """
-    form, change = _change(claim, target, values)
-    bounded = connection.dialect.name == "postgresql"
-    if history is None:
-        return _update(form, bounded).send(connection, change).rowcount == 1
-    told_form, told = _told(claim, history)
-    if bounded:
-        return _update_and_tell(form, told_form).send(connection, change | told).rowcount == 1
-    if _update(form, bounded).send(connection, change).rowcount != 1:
+    sent = change.sent(claim, data)
+    if connection.dialect.name == "postgresql":
+        return change.update_and_tell.send(connection, sent).rowcount == 1
+    if change.update.send(connection, sent).rowcount != 1:
         return False
-    _tell(told_form).send(connection, {"run": claim.id, **told})
+    if change.tell is not None:
+        change.tell.send(connection, sent)
     return True
 
 
 def move_held_and_commit(
-    connection: sa.Connection,
-    claim: Claim,
-    target: Status,
-    values: t.Mapping[str, t.Any],
-    history: History | None,
+    connection: sa.Connection, claim: Claim, change: Change, data: str | None = None
 ) -> bool:
     """Do the same as ``move_held``, and commit, in one message; only where the claim still holds.
 
     :return: Whether it did; else nothing is committed.
     """
-    form, change = _change(claim, target, values)
-    told_form, told = (None, {}) if history is None else _told(claim, history)
-    return commit_along(connection, _update_or_fail(form, told_form), change | told)
+    return commit_along(connection, change.update_or_fail, change.sent(claim, data))
 
 
-def _change(
-    claim: Claim | Held, target: Status, values: t.Mapping[str, t.Any]
-) -> tuple[Form, dict[str, t.Any]]:
-    form, change = _split(values)
-    return form, change | {"run": claim.id, "held": claim.version, "target": target}
-
-
-def _told(claim: Claim | Held, history: History) -> tuple[Form, dict[str, t.Any]]:
-    told = {
-        "step": claim.step,
-        "attempt": claim.attempt,
-        "started_at": claim.step_started_at,
+def _columns(history: History) -> dict[str, t.Any]:
+    return {
         "status": history.status,
         "worker": history.label,
         "error": history.error,
         "traceback": history.traceback,
     }
-    return _split(told, prefix="told_")
 
 
-def _split(values: t.Mapping[str, t.Any], prefix: str = "to_") -> tuple[Form, dict[str, t.Any]]:
+def _split(values: t.Mapping[str, t.Any], *, prefix: str) -> tuple[Form, dict[str, t.Any]]:
     """Tell what stands in the text of a statement from what is sent with it."""
     form: list[tuple[str, t.Any]] = []
     sent: dict[str, t.Any] = {}
