@@ -87,7 +87,7 @@ class Change:
     @functools.cached_property
     def tell(self) -> Prepared | None:
         """What writes the history, if it is told anything."""
-        return self._told_form and _tell(self._told_form)
+        return None if self._told_form is None else _tell(self._told_form)
 
     @functools.cached_property
     def update_and_tell(self) -> Prepared:
