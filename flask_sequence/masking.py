@@ -108,7 +108,10 @@ def _texts(secret: t.Any) -> t.Iterator[str]:
         yield from _forms(repr(secret)[2:-1])
         yield from _forms(secret.decode("utf-8", "replace"))
     elif type(secret) in _PLAIN:
-        text = str(secret)
+        try:
+            text = str(secret)
+        except ValueError:  # of more digits than Python writes: no error has it
+            return
         if type(secret) is str or len(text) >= SHORT - 1:  # other numbers are in every error
             yield from _forms(text)
         # "Bearer x", "sid=x; path=/", a key of many lines: a part may be told alone.

@@ -35,10 +35,10 @@ FLOORS = (
 ROOMS = {
     "definition": "callables retry options data steps functions registry",
     "rows": "driver_errors columns liveness dialects own_connections locks models readonly"
-    " listeners claims reads prepared statements inserts moves upkeep migration",
+    " endings listeners claims reads prepared statements inserts moves upkeep migration",
     "broker": "bounded folders transport garbage embedded share line publisher",
     "engine": "own_errors contexts connections waiting transaction fence doors in_hand control"
-    " attempt patience claiming runner retention",
+    " attempt forks patience claiming runner retention",
     "worker": "children forking repeats task post duties.duty duties.batches duties.lease"
     " duties.recovery duties.publishing duties.unknown duties.purge duties.shutdown duties keeper"
     " signals",

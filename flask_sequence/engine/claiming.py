@@ -93,7 +93,7 @@ def claim_run(
             claim = until_answered(lambda: _held(runtime, run_id, version + 1)) if sent else None
             if claim is not None:
                 return _attempt_at(runtime, claim, is_shutdown)
-            if not is_transient(error):
+            if not is_transient(error) and (sent or tries > 1):
                 raise
             if tries == FRESH_TRIES or is_row_locked(error):
                 logger.warning("Run %s was not claimed: %s", run_id, one_line(error))

@@ -29,6 +29,7 @@ import typing as t
 import sqlalchemy as sa
 
 from ..rows.dialects import (
+    good_connection,
     is_memory,
     refuse_autocommit,
     short_transaction,
@@ -128,7 +129,8 @@ class KeptConnection:
                 self._connection = self._engine.connect()
                 refuse_autocommit(self._connection)
                 self._connection.execution_options(isolation_level="AUTOCOMMIT")
-            yield self._connection
+            with good_connection(self._connection):
+                yield self._connection
         except BaseException:
             self.give_back()
             raise
@@ -139,12 +141,14 @@ class KeptConnection:
         connection, self._connection = self._connection, None
         if connection is not None:
             note_use(connection, self._used_at)
-            driver: t.Any = connection.connection.dbapi_connection
+            gone = connection.invalidated
+            driver: t.Any = None if gone else connection.connection.dbapi_connection
             try:
                 connection.close()
             except Exception:
                 # What was done with it stays done.
-                driver.close()
+                if driver is not None:
+                    driver.close()
                 logger.warning("A connection was not taken back by its pool", exc_info=True)
 
 

@@ -45,6 +45,10 @@ LONGEST_POLL = 0.25
 """The most seconds between two looks of ``run.wait``."""
 
 
+LAST_YEAR = 9998
+"""The last year that a database and Python know in every time zone."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StartOptions:
     """What ``set()`` chose for one run.
@@ -74,6 +78,10 @@ class StartOptions:
             raise InvalidOptionError(
                 f"set(eta={self.eta!r}): give an aware datetime, such as"
                 " datetime.now(timezone.utc) + timedelta(hours=1)."
+            )
+        if self.eta is not None and not 1970 <= self.eta.year <= LAST_YEAR:
+            raise InvalidOptionError(
+                f"set(eta={self.eta!r}): give a time between the years 1970 and {LAST_YEAR}."
             )
         for name in ("queue", "priority"):
             check_option("set()", name, getattr(self, name))

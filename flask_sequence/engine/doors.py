@@ -18,8 +18,9 @@ import sqlalchemy as sa
 from flask.globals import app_ctx
 from sqlalchemy.orm import Session, SessionTransaction
 
-from ..errors import SetupError, TransactionDoomedError
+from ..errors import ClaimLost, SetupError, TransactionDoomedError
 from ..rows.dialects import release_guard, set_guard
+from ..rows.endings import ending_in
 from ..rows.moves import Move
 from ..rows.prepared import can_commit_along
 from ..runtime import Runtime
@@ -30,13 +31,9 @@ from .own_errors import is_free, mark_own
 _DOORS = "flask_sequence_doors"
 """Under which ``session.info`` names the doors of the step that the session belongs to."""
 
-_COMMENTS = r"(?:\s|/\*.*?\*/|--[^\n]*\n)*"
-_ENDS_TRANSACTION = re.compile(
-    rf"{_COMMENTS}(COMMIT|END|ABORT|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b))\b",
-    re.IGNORECASE | re.DOTALL,
-)
 _READS = re.compile(
-    rf"{_COMMENTS}(SELECT|SHOW|EXPLAIN|SET|PRAGMA|SAVEPOINT|RELEASE)\b", re.IGNORECASE
+    r"(?:\s|/\*.*?\*/|--[^\n]*\n)*(SELECT|SHOW|EXPLAIN|SET|PRAGMA|SAVEPOINT|RELEASE)\b",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -53,6 +50,8 @@ class Doors:
         self._sessions: dict[Session, list[sa.Connection]] = {}
         self._guarded: sa.Connection | None = None
         self._writes_elsewhere = False
+        self.is_closed: bool = False
+        """Whether the attempt has ended: what a thread of it still writes is not part of it."""
 
     def commit(self, move: Move) -> None:
         """Commit the step that has ended: what it wrote, and the move.
@@ -63,11 +62,31 @@ class Doors:
         :param move: The move with which the step ends.
         """
         self.fence.move = move
-        session = self.runtime.db.session
-        if self.fence.is_unknown or (session.registry.has() and _is_begun(session())):
-            session.commit()
+        begun = self._begun()
+        if len(begun) > 1:
+            raise SetupError(
+                "A step uses db.session in several threads, where each has a session of its own,"
+                " and leaves more than one of them open: call db.session.remove() in its threads."
+            )
+        if begun:
+            begun[0].commit()
+        elif self.fence.is_unknown:
+            self.runtime.db.session.commit()
         else:
             self.fence.move_alone()
+
+    def roll_back(self) -> None:
+        """Roll back whatever the step has left open."""
+        for session in self._begun():
+            with contextlib.suppress(Exception):
+                session.rollback()
+
+    def _begun(self) -> list[Session]:
+        """Return the sessions of the step that are open; of a ``db.session`` by thread, many."""
+        registry = self.runtime.db.session.registry
+        mine = [registry()] if registry.has() else []
+        others = [session for session in self._sessions if session not in mine]
+        return [session for session in mine + others if _is_begun(session)]
 
     def cover(self, session: Session) -> bool:
         """Tell whether a session is the step's ``db.session``, whichever that is by now."""
@@ -75,13 +94,17 @@ class Doors:
             return True
         if app_ctx._get_current_object() is not self._context:  # type: ignore[attr-defined]
             return False
-        return session is self.runtime.db.session()
+        registry = self.runtime.db.session.registry
+        return registry.has() and session is registry()
+
+    def meet(self, session: Session) -> None:
+        """Know a session that has begun, in whichever thread."""
+        session.info[_DOORS] = self
+        self._sessions.setdefault(session, [])
 
     def open(self, session: Session, connection: sa.Connection) -> None:
         """Stand before the commits of a connection on which the session has begun a transaction."""
-        if session.info.get(_DOORS) is not self:
-            session.info[_DOORS] = self
-            self._sessions[session] = []
+        self.meet(session)
         _watch(connection.engine)
         _doors_of[connection] = self
         self._sessions[session].append(connection)
@@ -117,6 +140,8 @@ class Doors:
         :param connection: What is about to be committed.
         :param along: Whether COMMIT may be sent here, together with the move.
         """
+        if self.is_closed:
+            raise ClaimLost
         if self._guarded is connection:
             self._guarded = None
             if not release_guard(connection):
@@ -140,10 +165,13 @@ class Doors:
             if connection.in_transaction() and self._writes_elsewhere:
                 self.fence.check(connection)
 
-    def answered(self) -> None:
-        """Note that the COMMIT of the session has been answered."""
+    def answered(self, session: Session) -> None:
+        """Note that the COMMIT of a session has been answered."""
         self._writes_elsewhere = False
-        self.fence.answered()
+        # The connection is the session's still: from a small pool there may be no other.
+        leading = filter(self.leads_to_runs, self._sessions.get(session, ()))
+        connection = next((each for each in leading if _doors_of.pop(each, None)), None)
+        self.fence.answered(connection)
 
     def sent(self, connection: sa.Connection, statement: str) -> None:
         """Look at a statement that is about to be sent.
@@ -152,18 +180,28 @@ class Doors:
         """
         if not self.leads_to_runs(connection):
             self._writes_elsewhere |= not _READS.match(statement)
-        elif (found := _ENDS_TRANSACTION.match(statement)) and not _is_twophase(connection):
+            return
+        ending = ending_in(connection.dialect.name, statement)
+        if ending is not None and not _is_twophase(connection):
             raise SetupError(
-                f"A step sent {found[1].upper()} as text, past what keeps its writes and its move"
-                " together: call db.session.commit() or db.session.rollback()."
+                f"A step sent {ending} as text, which ends its transaction past what keeps its"
+                " writes and its move together: call db.session.commit() or db.session.rollback();"
+                " what commits by itself belongs on a connection of its own, as in"
+                " db.engine.begin()."
             )
 
     def close(self) -> None:
-        """Let all sessions and connections go."""
-        for session in self._sessions:
-            session.info.pop(_DOORS, None)
+        """Let all sessions and connections go; a session that a thread keeps commits no more."""
+        self.is_closed = True
+        registry = self.runtime.db.session.registry
+        if registry.has():  # a thread may hold one that has not begun
+            self.meet(registry())
         for connection in self._connections():
             _doors_of.pop(connection, None)
+        for session in self._sessions:
+            if _is_begun(session):  # another thread's, which nobody would close
+                with contextlib.suppress(Exception):
+                    session.close()
         self._sessions.clear()
 
     def _connections(self) -> t.Iterator[sa.Connection]:
@@ -207,6 +245,11 @@ def unfenced() -> t.Iterator[None]:
         _current.reset(token)
 
 
+def open_connections() -> list[sa.Connection]:
+    """Return the connections with which steps write in this process, in whichever thread."""
+    return list(_doors_of)
+
+
 def run_in_hand() -> int | None:
     """Return the id of the run of which a step is being performed here."""
     doors = _current.get()
@@ -217,13 +260,17 @@ def run_in_hand() -> int | None:
 
 
 def _doors_for(session: Session) -> Doors | None:
-    doors: Doors | None = session.info.get(_DOORS) or _current.get()
-    return doors if doors is not None and doors.cover(session) else None
+    mine: Doors | None = session.info.get(_DOORS)
+    if mine is not None and not mine.is_closed:
+        return mine
+    current = _current.get()
+    return current if current is not None and current.cover(session) else mine
 
 
 @sa.event.listens_for(Session, "after_transaction_create")
 def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None and (doors := _doors_for(session)):
+    if transaction.parent is None and (doors := _doors_for(session)) and not doors.is_closed:
+        doors.meet(session)
         give_back(doors.runtime)
 
 
@@ -240,6 +287,8 @@ def _before_commit(session: Session) -> None:
     doors = _doors_for(session)
     if doors is None or session.in_nested_transaction():
         return
+    if doors.is_closed:
+        raise ClaimLost
     # Where nothing was written the data may have changed. Inside the block of a savepoint, which
     # has ended by now, the session would not be asked for the connection that it has.
     connection = doors.connection_for(session) or connection_of(session)
@@ -251,8 +300,8 @@ def _before_commit(session: Session) -> None:
 @sa.event.listens_for(Session, "after_commit")
 def _after_commit(session: Session) -> None:
     doors: Doors | None = session.info.get(_DOORS)
-    if doors is not None and not session.in_nested_transaction():
-        doors.answered()
+    if doors is not None and not doors.is_closed and not session.in_nested_transaction():
+        doors.answered(session)
 
 
 # What engines tell

@@ -16,7 +16,7 @@ from ..rows import moves, reads
 from ..rows.claims import Claim, holds
 from ..rows.moves import CHECKPOINT, Move
 from ..runtime import Runtime
-from .connections import own_move, own_transaction
+from .connections import own_move
 from .own_errors import own_errors
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
@@ -132,10 +132,14 @@ class Fence:
             self._send(connection, sent, moves.make_and_commit)
             self.settle(went_through=True)
 
-    def answered(self) -> None:
-        """Take it that the COMMIT of the step's session has been answered."""
+    def answered(self, connection: sa.Connection | None) -> None:
+        """Take it that the COMMIT of the step's session has been answered.
+
+        :param connection: With which the session has written to the database of the runs.
+        """
         if self.state is State.CHECKED:
-            self._move_afterwards()
+            assert connection is not None
+            self._move_afterwards(connection)
         if self.is_unknown:
             self.settle(went_through=True)
 
@@ -195,14 +199,20 @@ class Fence:
         self.lose()
         raise ClaimLost
 
-    def _move_afterwards(self) -> None:
+    def _move_afterwards(self, connection: sa.Connection) -> None:
         # Two databases cannot be committed as one: the step's writes come first, so that they
         # happen at least once.
         assert self.sent is not None
         _warn_of_other_bind(self.claim.sequence, self.claim.step)
-        with own_errors(), own_transaction(self.runtime) as connection:
+        with own_errors(), _transaction_on(connection):
             if not moves.make(connection, self.claim, self.sent.move, self._changed(self.sent)):
                 self._refuse()
+
+
+def _transaction_on(connection: sa.Connection) -> sa.Transaction:
+    # In a test that is one transaction, it is in that still.
+    is_inside = connection.in_transaction()
+    return connection.begin_nested() if is_inside else connection.begin()
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import mmap
 import os
@@ -29,26 +28,35 @@ class InHand:
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, SLOTS * _SLOT.size)
         self._slot: int | None = None
-        self._mine: collections.Counter[int] = collections.Counter()
+        # Many threads change it, each its own entry.
+        self._mine: dict[object, int] = {}
 
     def be_child(self, number: int | None) -> None:
         """Belong to a child from now on.
 
         :param number: Which of its pool's children it is; None: not known.
         """
-        self._mine = collections.Counter()
+        self._mine = {}
         self._slot = number if number is not None and number < SLOTS else None
-        self._write(0)
+        self._tell()
 
-    def take(self, run_id: int) -> None:
-        """Note that this process is about to claim a run."""
-        self._mine[run_id] += 1
-        self._write(run_id)
+    def take(self, run_id: int) -> object:
+        """Note that this process is about to claim a run.
 
-    def let_go(self, run_id: int) -> None:
-        """Note that it has nothing more to do with a run."""
-        self._mine -= collections.Counter((run_id,))
-        self._write(0)
+        :return: What lets go of it.
+        """
+        hand = object()
+        self._mine[hand] = run_id
+        self._tell()
+        return hand
+
+    def let_go(self, hand: object) -> None:
+        """Note that it has nothing more to do with a run.
+
+        :param hand: What took it.
+        """
+        del self._mine[hand]
+        self._tell()
 
     def is_without_hand(self, pid: int, run_id: int) -> bool:
         """Tell whether a process is known not to perform a run.
@@ -57,15 +65,17 @@ class InHand:
         :param run_id: The run.
         """
         if pid == os.getpid():
-            return run_id not in self._mine
+            return run_id not in list(self._mine.values())
         return any(
             run_id != performed
             for owner, performed in _SLOT.iter_unpack(self._shared[:])
             if owner == pid
         )
 
-    def _write(self, run_id: int) -> None:
+    def _tell(self) -> None:
         if self._slot is not None:
+            # The last one: a step may perform another run in place.
+            run_id = next(reversed(self._mine.values()), 0)
             _SLOT.pack_into(self._shared, self._slot * _SLOT.size, os.getpid(), run_id)
 
 
@@ -80,8 +90,8 @@ def in_hand(runtime: Runtime, run_id: int) -> t.Iterator[None]:
         yield
         return
     hands = runtime.worker.in_hand
-    hands.take(run_id)
+    hand = hands.take(run_id)
     try:
         yield
     finally:
-        hands.let_go(run_id)
+        hands.let_go(hand)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import random
 import signal
 import traceback
@@ -13,7 +12,7 @@ import typing as t
 
 from ..definition.data import decode_text
 from ..definition.registry import RunInfo
-from ..definition.retry import RetryPolicy
+from ..definition.retry import RetryPolicy, crash_delay
 from ..errors import (
     ClaimLost,
     DataError,
@@ -25,7 +24,7 @@ from ..errors import (
 from ..failures import Failure, failure_of, one_line, sentence
 from ..masking import secrets_in
 from ..rows import moves
-from ..rows.claims import holds
+from ..rows.claims import Claim, holds
 from ..rows.driver_errors import is_after_failure
 from ..rows.moves import Move
 from ..runtime import Runtime
@@ -36,6 +35,7 @@ from .connections import give_back
 from .contexts import own_context
 from .doors import fenced, unfenced
 from .fence import Fence, State
+from .forks import end_if_forked
 from .in_hand import in_hand
 from .own_errors import is_free
 from .patience import make_move, pause, read_row
@@ -46,8 +46,6 @@ __all__ = ["Message", "Outcome", "advance", "stand_in", "tell_trouble"]
 
 _TERMINATED = (signal.SIGTERM - 256, signal.SIGQUIT - 256)
 """How a pool's child exits at SIGTERM; at SIGQUIT where ``REMAP_SIGTERM`` says so."""
-_FORKED = 70
-"""The exit code of a process that a step has forked, and that comes back from it."""
 LONGEST_WAIT = 30.0
 """The most seconds until a step that has to wait for the database is tried again."""
 
@@ -102,13 +100,29 @@ def _make(attempt: Attempt) -> Attempt | Outcome:
         error = _perform(body, fence)
         return _what_follows(body, fence, error)
     except BaseException as error:
-        # The process is asked to end, or something of its own went wrong: no claim stays behind.
         # When it is killed, by a time limit, the keeper counts the crash.
         if not _is_killed(attempt, error):
             with contextlib.suppress(Exception):
-                back = moves.hand_back(fence.claim, delay=0.0, error=one_line(error))
-                make_move(attempt.runtime, fence.claim, back)
+                _leave(attempt, fence.claim, error)
         raise
+
+
+def _leave(attempt: Attempt, claim: Claim, error: BaseException) -> None:
+    """Leave no claim behind: hand it back where the process is asked to end, else as if it died.
+
+    What is raised by something else than the step would be raised again and again.
+    """
+    text = Failure(one_line(error)).in_ascii().error
+    if _ends_process(attempt, error):
+        make_move(attempt.runtime, claim, moves.hand_back(claim, delay=0.0, error=text))
+        return
+    crashes = claim.crashes + 1
+    delay = None if crashes >= attempt.runtime.settings.max_crashes else crash_delay(crashes)
+    crash = moves.crash(claim, delay=delay, error=text, label=attempt.runtime.label)
+    try:
+        make_move(attempt.runtime, claim, crash)
+    except Exception:  # perhaps it is the history that cannot be written
+        make_move(attempt.runtime, claim, dataclasses.replace(crash, history=None))
 
 
 def _what_follows(body: _Body, fence: Fence, error: BaseException | None) -> Attempt | Outcome:
@@ -125,7 +139,7 @@ def _what_follows(body: _Body, fence: Fence, error: BaseException | None) -> Att
     attempt = dataclasses.replace(attempt, claim=fence.claim)
     if error is None or isinstance(error, ClaimLost):
         error = TransactionDoomedError("The commit came back, and nothing was committed.")
-    return _after_error(attempt, error, asked=fence.asked_to_repeat, secrets=secrets_in(body.data))
+    return _after_error(attempt, error, asked=fence.asked_to_repeat, secrets=body.secrets())
 
 
 def _tells_of_the_step(error: BaseException | None) -> bool:
@@ -147,6 +161,14 @@ class _Body:
     @property
     def data(self) -> t.Any:
         return self._data if self.step is None else self.step.data
+
+    def secrets(self) -> tuple[str, ...]:
+        """Collect what must not be told of the data, as they were and as they are."""
+        found: set[str] = set()
+        for read in (lambda: self._data, lambda: self.data):
+            with contextlib.suppress(Exception):  # the step may have put anything there
+                found.update(secrets_in(read()))
+        return tuple(sorted(found, key=len, reverse=True))
 
     def load(self) -> None:
         """Decode the data of the claim."""
@@ -187,28 +209,20 @@ def _perform(body: _Body, fence: Fence) -> BaseException | None:
 
 
 def _perform_in_context(body: _Body, fence: Fence) -> BaseException | None:
-    session = body.attempt.runtime.db.session
     with fenced(fence) as doors:
         try:
             body.load()
             move = body.run()
-            _end_if_forked(body.attempt)
+            end_if_forked(body.attempt)
             doors.commit(move)
         except BaseException as error:
-            _end_if_forked(body.attempt)
+            end_if_forked(body.attempt)
             if isinstance(error, MemoryError):
                 # What filled the memory may stand in the step's variables, and the rest needs some.
                 traceback.clear_frames(error.__traceback__)
-            with contextlib.suppress(Exception):
-                session.rollback()
+            doors.roll_back()
             return error
     return None
-
-
-def _end_if_forked(attempt: Attempt) -> None:
-    # A process that the step has forked would go on as a second one of its worker.
-    if not attempt.claim.is_mine:
-        os._exit(_FORKED)
 
 
 # What came of it
@@ -229,13 +243,15 @@ def _settle(attempt: Attempt, fence: Fence) -> Outcome | None:
         if fence.is_unknown:
             fence.settle(went_through=False)
         return None
-    logger.info("%s is no longer held by this process", attempt.place)
+    _tell(logging.INFO, "%s is no longer held by this process", attempt.place)
     return LEFT_ALONE
 
 
 def _ends_process(attempt: Attempt, error: BaseException) -> bool:
     ctrl_c = isinstance(error, KeyboardInterrupt) and attempt.runtime.worker is None
-    return ctrl_c or _is_killed(attempt, error) or attempt.is_shutdown(error)
+    # A step may raise the same; it is asked again then, and again.
+    stops = attempt.runtime.is_stopping and attempt.is_shutdown(error)
+    return ctrl_c or stops or _is_killed(attempt, error)
 
 
 def _is_killed(attempt: Attempt, error: BaseException) -> bool:
@@ -266,12 +282,13 @@ def _after_error(
 def _wait(attempt: Attempt, error: BaseException, secrets: t.Collection[str]) -> Attempt | Outcome:
     claim, lease = attempt.claim, attempt.runtime.settings.lease_seconds
     delay = min(lease / 10 * 2**claim.waits, LONGEST_WAIT) * random.uniform(0.8, 1.2)
-    logger.warning("%s has to wait for the database: %s", attempt.place, one_line(error))
-    return _store(
+    outcome = _store(
         attempt,
         failure_of(error, secrets),
         lambda kept: moves.hand_back(claim, delay=delay, error=kept.error, waits=1),
     )
+    _tell(logging.WARNING, "%s has to wait for the database: %s", attempt.place, one_line(error))
+    return outcome
 
 
 def _failed(
@@ -283,14 +300,22 @@ def _failed(
     if isinstance(error, FailInterrupt):
         failure = Failure(sentence(error.reason, secrets) or "self.fail()")
     if delay is None:
-        logger.error("%s failed: %s", attempt.place, failure.error)
-        return _store(attempt, failure, lambda kept: moves.fail(kept, label=label), cause)
-    logger.warning("%s is retried in %.1f s: %s", attempt.place, delay, failure.error)
-    return _store(
+        outcome = _store(attempt, failure, lambda kept: moves.fail(kept, label=label), cause)
+        _tell(logging.ERROR, "%s failed: %s", attempt.place, failure.error)
+        return outcome
+    outcome = _store(
         attempt,
         failure,
         lambda kept: moves.reschedule(attempt.claim, kept, delay=delay, label=label),
     )
+    _tell(logging.WARNING, "%s is retried in %.1f s: %s", attempt.place, delay, failure.error)
+    return outcome
+
+
+def _tell(level: int, text: str, *values: object) -> None:
+    # A filter of the application's that raises must not undo what has been stored.
+    with contextlib.suppress(Exception):
+        logger.log(level, text, *values)
 
 
 def _store(
@@ -313,7 +338,7 @@ def _store(
             continue
         if moved:
             return attempt.after(attempt.claim.moved(), move, error)
-        logger.info("%s is no longer held by this process", attempt.place)
+        _tell(logging.INFO, "%s is no longer held by this process", attempt.place)
         return LEFT_ALONE
     raise refused
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from ..definition.data import decode_text
 from ..status import Status
 from .columns import plain_text
-from .dialects import clock
+from .dialects import clock, readable
 from .models import EMPTIED, FORMAT, runs
 
 if t.TYPE_CHECKING:
@@ -110,9 +110,13 @@ CLAIM_COLUMNS: tuple[sa.ColumnElement[t.Any], ...] = tuple(
 
 OPTIONS_TEXT: sa.ColumnElement[str] = plain_text(runs.c.options).label("options")
 """The options of a run, which nobody has decoded yet."""
+_SAFE: dict[str, sa.ColumnElement[t.Any]] = {
+    "options": OPTIONS_TEXT,
+    "step_started_at": readable(runs.c.step_started_at),
+    "now": _COMPUTED["now"],
+}
 HELD_COLUMNS: tuple[sa.ColumnElement[t.Any], ...] = tuple(
-    OPTIONS_TEXT if name == "options" else _COMPUTED["now"] if name == "now" else runs.c[name]
-    for name in Held._fields
+    _SAFE[name] if name in _SAFE else runs.c[name] for name in Held._fields
 )
 """What is read for a ``Held``."""
 IS_KNOWN_FORMAT: sa.ColumnElement[bool] = runs.c.format.between(EMPTIED + 1, FORMAT)

@@ -151,8 +151,11 @@ class Word(sa.types.TypeDecorator[t.Any]):
         return None if value is None else str(self.words(value).value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> t.Any:
-        """Give the member."""
-        return None if value is None else self.words(value)
+        """Give the member; of a word that only a newer release knows, the word."""
+        try:
+            return None if value is None else self.words(value)
+        except ValueError:
+            return value
 
 
 # The types of the columns: each names what every database stores. One that SQLAlchemy chose would

@@ -107,6 +107,42 @@ def _later_sqlite(element: _Later, compiler: t.Any, **kw: t.Any) -> str:
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {shift})"
 
 
+class _Readable(sa.sql.functions.FunctionElement[t.Any]):
+    inherit_cache = True
+    type: UTCDateTime = time_type()
+
+
+def readable(column: sa.ColumnElement[t.Any]) -> sa.ColumnElement[t.Any]:
+    """Read a time so that Python can have it, whatever stands there.
+
+    PostgreSQL has times before the year 1, after 9999, and infinite ones, MariaDB one of zeros. One
+    row with such a time must not keep the keeper from all others.
+
+    :param column: The column.
+    """
+    return _Readable(column).label(column.name)
+
+
+@compiles(_Readable)
+def _readable(element: _Readable, compiler: t.Any, **kw: t.Any) -> str:
+    return str(compiler.process(element.clauses, **kw))
+
+
+@compiles(_Readable, "postgresql")
+def _readable_postgresql(element: _Readable, compiler: t.Any, **kw: t.Any) -> str:
+    column = compiler.process(element.clauses, **kw)
+    first, last = "timestamptz '0001-01-03 00:00Z'", "timestamptz '9999-12-29 00:00Z'"
+    return f"CASE WHEN {column} < {first} THEN {first} ELSE LEAST({column}, {last}) END"
+
+
+@compiles(_Readable, "mysql")
+@compiles(_Readable, "mariadb")
+def _readable_mysql(element: _Readable, compiler: t.Any, **kw: t.Any) -> str:
+    column = compiler.process(element.clauses, **kw)
+    first = "TIMESTAMP'0001-01-03 00:00:00'"
+    return f"CASE WHEN {column} < {first} THEN {first} ELSE {column} END"
+
+
 def by_index(statement: sa.Select[t.Any], table: sa.Table, index: str) -> sa.Select[t.Any]:
     """Let MariaDB and MySQL take this index: they would rather sort, or merge two others.
 
@@ -183,6 +219,7 @@ def refuse_autocommit(connection: sa.Connection) -> None:
     :raises SetupError: If it does.
     """
     if _commits_by_itself(connection):
+        connection.invalidate()  # a step may have changed this one alone
         raise SetupError(
             "The connections of the runs commit each statement by themselves (AUTOCOMMIT), so that"
             " a step and its effects cannot be one commit: remove isolation_level or autocommit"
@@ -230,13 +267,30 @@ def single_statements(bind: sa.Engine | sa.Connection) -> t.Iterator[sa.Connecti
         with bind.begin_nested():
             yield bind
     else:
-        with bind.connect() as connection:
+        with bind.connect() as connection, good_connection(connection):
             if connection.dialect.name != "sqlite":
                 refuse_autocommit(connection)
             if not is_mysql(connection):
                 connection.execution_options(isolation_level="AUTOCOMMIT")
             with connection.begin():
                 yield connection
+
+
+@contextlib.contextmanager
+def good_connection(connection: sa.Connection) -> t.Iterator[None]:
+    """Keep a connection from its pool where what it answers cannot be read.
+
+    A step may have left it so, with a ``SET`` of its session.
+
+    :param connection: The connection.
+    """
+    try:
+        yield
+    except sa.exc.OperationalError:
+        raise
+    except Exception:
+        connection.invalidate()
+        raise
 
 
 def set_guard(connection: sa.Connection) -> None:

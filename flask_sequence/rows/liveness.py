@@ -83,11 +83,20 @@ def _keep_alive(driver: t.Any, record: t.Any) -> None:
     record.info[_WATCHED] = True
     if record.info.pop(_BOUNDED, False):
         driver._read_timeout = None
+    number = socket_number(driver)
+    if number is not None:
+        with contextlib.suppress(OSError):  # not a socket, or a system that knows no such option
+            _set_options(number, _chosen(driver))
+
+
+def socket_number(driver: t.Any) -> int | None:
+    """Return the number of the socket on which a driver's connection speaks, if there is one.
+
+    :param driver: The connection.
+    """
     # PyMySQL has a socket, the others tell its number.
     find: t.Callable[[], int] | None = getattr(getattr(driver, "_sock", driver), "fileno", None)
-    if find is not None:
-        with contextlib.suppress(OSError):  # not a socket, or a system that knows no such option
-            _set_options(find(), _chosen(driver))
+    return None if find is None else find()
 
 
 def _chosen(driver: t.Any) -> set[str]:

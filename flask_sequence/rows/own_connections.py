@@ -67,6 +67,9 @@ class OwnConnections:
         :raises TimeIsUp: If one would.
         """
         connection = sa.Connection(self._engine, self.open())  # kept for the next transaction
+        if connection.dialect.name == "postgresql":
+            # With BEGIN: after it, a listener of the application's may send the first statement.
+            connection.execution_options(isolation_level="READ COMMITTED")
         try:
             with connection.begin():
                 _bound(connection, statement)
@@ -146,8 +149,7 @@ def _bound(connection: sa.Connection, seconds: float) -> None:
     if connection.dialect.name == "postgresql":
         # For this transaction only: behind a pooler, others have the connection a moment later.
         connection.exec_driver_sql(
-            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"
-            f" SET LOCAL statement_timeout = {millis};"
+            f"SET LOCAL statement_timeout = {millis};"
             f" SET LOCAL lock_timeout = {millis // 2};"
             f" SET LOCAL idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000}"
         )

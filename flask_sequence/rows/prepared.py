@@ -7,8 +7,10 @@ import weakref
 
 import sqlalchemy as sa
 
-_FAILED_BY_ITSELF = "22012"
-"""PostgreSQL's division by zero."""
+NOT_HELD = "flask_sequence: not held"
+"""What a statement says by which it fails where it must not be committed."""
+_NO_NUMBER = "22P02"
+"""PostgreSQL's code for a text that is no number, which it quotes."""
 _CANCELED = "57014"
 """Its code for a statement that has exceeded ``statement_timeout``."""
 
@@ -106,7 +108,7 @@ def commit_along(
     parameters.
 
     :param connection: See ``can_commit_along``.
-    :param statement: One that divides by zero where it must not be committed.
+    :param statement: One that takes ``NOT_HELD`` for a number where it must not be committed.
     :param values: The values of its parameters.
     :return: Whether it was committed.
     :raises sqlalchemy.exc.DBAPIError: If the statement or the COMMIT failed in another way.
@@ -118,9 +120,24 @@ def commit_along(
             cursor.execute(text, parameters)
             cursor.execute("COMMIT")
     except BaseException as error:
-        if getattr(error, "sqlstate", None) == _FAILED_BY_ITSELF:
+        if getattr(error, "sqlstate", None) == _NO_NUMBER and NOT_HELD in str(error):
             return False
+        interrupt = _interrupt_in(error, driver)
+        if interrupt is not None:
+            connection.invalidate()  # in the middle of a conversation
+            raise interrupt from None
         # Whose statement it was matters where it has exceeded a limit of time.
         exceeded = getattr(error, "sqlstate", None) == _CANCELED
         connection._handle_dbapi_exception(error, text if exceeded else None, None, None, None)
     return True
+
+
+def _interrupt_in(error: BaseException, driver: t.Any) -> BaseException | None:
+    """Return what a signal's handler, as that of a time limit, has raised meanwhile.
+
+    The driver cannot leave its pipeline then, and its error about that hides it.
+    """
+    found: BaseException | None = error
+    while isinstance(found, driver.Error):
+        found = found.__context__
+    return found

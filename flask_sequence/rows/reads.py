@@ -20,7 +20,7 @@ from .claims import (
     held_of,
     readable_options,
 )
-from .dialects import by_index, clock, later, moment
+from .dialects import by_index, clock, later, moment, readable
 from .locks import lock_rows
 from .models import EMPTIED, FORMAT, runs, step_runs, workers
 
@@ -85,7 +85,8 @@ class Due(t.NamedTuple):
 
 
 _DUE_COLUMNS: tuple[sa.ColumnElement[t.Any], ...] = (
-    *(runs.c[name] for name in ("id", "version", "sequence", "step", "due_at", "published_at")),
+    *(runs.c[name] for name in ("id", "version", "sequence", "step")),
+    *(readable(runs.c.due_at), readable(runs.c.published_at)),
     *(OPTIONS_TEXT, clock().label("now")),
 )
 
@@ -264,7 +265,7 @@ def ended_before(
     :param after: The pair that they follow; None: from the oldest on.
     :param limit: The most to give.
     """
-    statement = sa.select(runs.c.finished_at, runs.c.id).where(
+    statement = sa.select(readable(runs.c.finished_at), runs.c.id).where(
         runs.c.status.in_(FINAL),
         runs.c.finished_at <= moment(-seconds),
         # Not only what is not EMPTIED: those may be very many, and the index passes them over.

@@ -12,7 +12,7 @@ from .claims import Claim, Held
 from .dialects import by_primary_key, clock, later, unindexed
 from .locks import bounded_update
 from .models import runs, step_runs
-from .prepared import Prepared, commit_along
+from .prepared import NOT_HELD, Prepared, commit_along
 
 
 class In(t.NamedTuple):
@@ -227,9 +227,10 @@ def _update_and_tell(form: Form, told_form: Form) -> Prepared:
 
 @functools.cache
 def _update_or_fail(form: Form, told_form: Form | None) -> Prepared:
-    # Where nothing was updated it divides by zero: what is sent behind it is not executed then.
+    # Where nothing was updated it fails: what is sent behind it is not executed then.
     moved = _updating_in_time(form).returning(runs.c.id).cte("moved")
-    statement: sa.Select[t.Any] = sa.select(sa.literal_column("1 / count(*)")).select_from(moved)
+    number = f"CAST(CASE count(*) WHEN 1 THEN '1' ELSE '{NOT_HELD}' END AS integer)"
+    statement: sa.Select[t.Any] = sa.select(sa.literal_column(number)).select_from(moved)
     if told_form is not None:
         statement = statement.add_cte(_inserting(moved, told_form).cte("told"))
     return Prepared(statement)

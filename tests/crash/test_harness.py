@@ -90,9 +90,9 @@ def data_apart(patch: Patch) -> None:
     """The data are saved right after the step's commit, in one of their own."""
     real = Fence.answered
 
-    def answered(self: Fence) -> None:
+    def answered(self: Fence, over: sa.Connection | None) -> None:
         sent = self.sent
-        real(self)
+        real(self, over)
         with short_transaction(bind_of(self.runtime)) as connection:
             kept = sa.update(runs).where(runs.c.id == self.claim.id)
             connection.execute(kept.values(data=sent and sent.data))

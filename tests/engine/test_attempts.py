@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import collections.abc
 import contextlib
+import logging
 import pickle
 import signal
 import sqlite3
@@ -13,6 +15,7 @@ import typing as t
 
 import pytest
 import sqlalchemy as sa
+from celery.exceptions import WorkerShutdown
 from flask import Flask
 from sqlalchemy.pool import NullPool
 
@@ -24,6 +27,7 @@ from flask_sequence.engine.runner import advance
 from flask_sequence.errors import FailInterrupt
 from flask_sequence.rows import moves
 from flask_sequence.rows.models import runs, step_runs
+from flask_sequence.rows.moves import Move
 from tests.support.application import Effect, db
 from tests.support.stepping import (
     Body,
@@ -312,13 +316,15 @@ def test_a_shutdown_hands_the_run_back(
     def body(step: t.Any) -> None:
         note("body")
         if when == "in the step":
-            raise ShutdownError
+            stop()
         sa.event.listen(db.session(), "after_commit", stop)
 
-    def stop(session: t.Any) -> None:
+    def stop(*_: t.Any) -> None:
+        worker.stop_flag[0] = 1
         raise ShutdownError
 
     stepping = Stepping(make_app(sqlite_url, SEQUENCE_BURST_SECONDS=60))
+    worker = be_worker(stepping.app)
     run_id = stepping.start(body, end)
     with pytest.raises(ShutdownError):
         stepping.advance(run_id, is_shutdown=lambda error: isinstance(error, ShutdownError))
@@ -327,6 +333,96 @@ def test_a_shutdown_hands_the_run_back(
     assert (row.status, row.worker_id, row.retries) == (Status.WAITING, None, 0)
     assert row.step == ("end" if committed else "body")
     assert stepping.notes() == ["body"] * committed
+
+
+def test_a_shutdown_that_a_step_raises_itself_counts(sqlite_stepping: Stepping) -> None:
+    be_worker(sqlite_stepping.app)
+    run_id = sqlite_stepping.start(make_step(raising(WorkerShutdown(0)), max_retries=1))
+    for _ in range(2):
+        sqlite_stepping.advance(run_id, is_shutdown=lambda error: isinstance(error, SystemExit))
+    row = sqlite_stepping.row(run_id)
+    assert (row.status, row.retries, row.error) == (Status.FAILED, 1, "WorkerShutdown: 0")
+
+
+class _Closed(collections.abc.Mapping):  # type: ignore[type-arg]
+    def __getitem__(self, name: str) -> t.NoReturn:
+        raise RuntimeError("closed")
+
+    def __iter__(self) -> t.NoReturn:
+        raise RuntimeError("closed")
+
+    def __len__(self) -> int:
+        return 1
+
+
+def _delete_data(step: t.Any) -> None:
+    del step.data
+
+
+def _close_data(step: t.Any) -> None:
+    step.data["lazy"] = _Closed()
+
+
+def _fail_with_a_large_secret(step: t.Any) -> None:
+    step.data["private_key"] = 10**5000
+    raise ValueError("told")
+
+
+@pytest.mark.parametrize(
+    "body", [_delete_data, _close_data, _fail_with_a_large_secret], ids=lambda body: body.__name__
+)
+def test_data_that_cannot_be_read_fail_the_step(
+    sqlite_stepping: Stepping, body: t.Callable[[t.Any], None]
+) -> None:
+    run_id = sqlite_stepping.start(make_step(body, max_retries=1))
+    for _ in range(2):
+        sqlite_stepping.advance(run_id)
+    row = sqlite_stepping.row(run_id)
+    assert (row.status, row.retries) == (Status.FAILED, 0 if body is _close_data else 1)
+
+
+def test_a_filter_of_the_log_that_raises_undoes_nothing(sqlite_stepping: Stepping) -> None:
+    def refuse(record: t.Any) -> t.NoReturn:
+        raise RuntimeError("out of context")
+
+    run_id = sqlite_stepping.start(make_step(raising(ValueError("told")), max_retries=1))
+    log = logging.getLogger("flask_sequence")
+    log.addFilter(refuse)
+    try:
+        for _ in range(2):
+            sqlite_stepping.advance(run_id)
+    finally:
+        log.removeFilter(refuse)
+    row = sqlite_stepping.row(run_id)
+    assert (row.status, row.retries, row.error) == (Status.FAILED, 1, "ValueError: told")
+
+
+@pytest.mark.parametrize("keeps", ["the history", "the run"])
+def test_what_cannot_be_stored_counts_as_a_crash(
+    stepping: Stepping, keeps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the history cannot be written the run ends without it; else the keeper takes it."""
+    real = moves.make
+
+    def make(connection: t.Any, claim: t.Any, move: Move, data: t.Any = None) -> bool:
+        if move.history is not None or keeps == "the run":
+            raise ValueError("refused")
+        return real(connection, claim, move, data)
+
+    monkeypatch.setattr(moves, "make", make)
+    monkeypatch.setattr(patience, "TRIES", 1)
+    performed = []
+    run_id = stepping.start(lambda step: performed.append(step))
+    most = stepping.runtime.settings.max_crashes
+    for _ in range(most):
+        with pytest.raises(ValueError, match="refused"):
+            stepping.advance(run_id)
+        if keeps == "the run":
+            assert stepping.row(run_id).status is Status.RUNNING
+            return
+    row = stepping.row(run_id)
+    assert (row.status, row.crashes, row.error) == (Status.FAILED, most, "ValueError: refused")
+    assert len(performed) == most
 
 
 @pytest.mark.parametrize("in_worker", [True, False])
@@ -637,7 +733,8 @@ def test_ddl_in_a_step_on_mariadb(two_rows: Stepping, monkeypatch: pytest.Monkey
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
     def body(step: t.Any) -> None:
-        db.session.execute(sa.text("CREATE OR REPLACE TABLE made (id INT)"))
+        ddl = "CREATE OR REPLACE TABLE made (id INT)"
+        db.session.execute(sa.text(f"EXECUTE IMMEDIATE '{ddl}'"))  # seen by the server alone
         note("after")
 
     run_id = two_rows.start(make_step(body, max_retries=0), end)

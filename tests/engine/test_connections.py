@@ -15,7 +15,7 @@ from flask_sequence.engine.connections import (
     fresh_read,
     own_transaction,
 )
-from flask_sequence.engine.runner import advance
+from flask_sequence.engine.runner import Message, advance
 from flask_sequence.runtime import runtime_of
 from tests.support.application import db
 from tests.support.starts import wrapped_engine
@@ -174,6 +174,27 @@ def test_what_is_kept_goes_back_after_an_error(keeping: Stepping) -> None:
     with kept.statements() as connection:
         assert connection.scalar(sa.select(1)) == 1
     kept.give_back()
+
+
+@pytest.mark.parametrize("label", ["", "Made.end"])
+def test_what_a_step_has_set_for_its_connection_keeps_no_other_back(
+    keeping: Stepping, label: str
+) -> None:
+    """A claim that cannot be read there is read again, by another connection."""
+
+    def spoil(step: t.Any) -> None:
+        db.session.execute(sa.text("SET DateStyle = 'German'"))
+
+    def end(step: t.Any) -> None:
+        pass
+
+    spoiling = keeping.start(make_step(spoil, "spoil"))
+    run_id = keeping.start(make_step(end, "end"))
+    keeping.advance(spoiling)
+    message = Message(label=label)
+    outcome = advance(keeping.runtime, run_id, 0, message=message)
+    row = keeping.row(run_id)
+    assert (outcome.status, row.status, row.crashes) == (Status.FINISHED, Status.FINISHED, 0)
 
 
 def test_a_kept_connection_that_was_cut_costs_no_step(keeping: Stepping) -> None:

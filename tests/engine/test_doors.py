@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import threading
 import typing as t
@@ -11,9 +12,9 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from flask_sequence import Status
+from flask_sequence import Status, Step
 from flask_sequence.engine.fence import CHANGES, State
-from tests.support.application import db
+from tests.support.application import Effect, db
 from tests.support.stepping import Stepping, make_step, note, note_by_core
 
 ROWS = 3
@@ -204,18 +205,28 @@ def test_two_phases_are_fenced(
     assert (row.data["n"], stepping.notes()) == ((0, []) if taken else (1, ["in two phases"]))
 
 
-@pytest.mark.parametrize(
-    "text", ["COMMIT", " commit", "ROLLBACK", "/* now */ COMMIT", "-- now\nEND", "Rollback WORK"]
-)
+@pytest.mark.parametrize("text", ["COMMIT", "Rollback WORK", "SELECT 1; COMMIT", ";COMMIT"])
 def test_a_commit_as_text_is_refused(stepping: Stepping, text: str) -> None:
+    def body(step: t.Any) -> None:
+        note("written")
+        db.session.flush()
+        db.session.connection().exec_driver_sql(text)
+
+    row = stepping.run(make_step(body, max_retries=0))
+    assert (row.status, stepping.notes()) == (Status.FAILED, [])
+    assert "db.session.commit()" in row.error
+
+
+@pytest.mark.parametrize("text", ["BEGIN", "SET autocommit = 1", "TRUNCATE effect", "/*!COMMIT*/"])
+def test_what_mariadb_commits_by_itself_is_refused(mariadb_stepping: Stepping, text: str) -> None:
     def body(step: t.Any) -> None:
         note("written")
         db.session.flush()
         db.session.execute(sa.text(text))
 
-    row = stepping.run(make_step(body, max_retries=0))
-    assert (row.status, stepping.notes()) == (Status.FAILED, [])
-    assert "db.session.commit()" in row.error
+    row = mariadb_stepping.run(make_step(body, max_retries=0))
+    assert (row.status, mariadb_stepping.notes()) == (Status.FAILED, [])
+    assert "db.engine.begin()" in row.error
 
 
 @pytest.mark.parametrize("text", ["SAVEPOINT a", "ROLLBACK TO SAVEPOINT a", "RELEASE SAVEPOINT a"])
@@ -284,6 +295,119 @@ def test_a_child_that_a_step_forks_moves_nothing(postgresql_stepping: Stepping) 
 
     row = postgresql_stepping.run(body)
     assert (row.status, row.retries, ended) == (Status.FINISHED, 0, [70])
+
+
+@pytest.fixture
+def by_thread(stepping: Stepping, monkeypatch: pytest.MonkeyPatch) -> Stepping:
+    """Each thread has a ``db.session`` of its own."""
+    session = db._make_scoped_session({"scopefunc": threading.get_ident})
+    monkeypatch.setattr(db, "session", session)
+    return stepping
+
+
+@pytest.mark.parametrize("way", ["async", "thread"])
+@pytest.mark.parametrize("flushes", [True, False])
+def test_a_session_by_thread_is_the_steps_in_every_thread(
+    by_thread: Stepping, way: str, flushes: bool
+) -> None:
+    def write() -> None:
+        db.session.add(Effect(note="there"))
+        if flushes:
+            db.session.flush()
+
+    async def write_async(step: t.Any) -> None:
+        write()
+
+    class Async(Step[t.Any]):
+        perform = write_async
+        name = "body"
+        max_retries = 0
+
+    def write_in_thread(step: t.Any) -> None:
+        run = contextvars.copy_context().run
+        thread = threading.Thread(target=run, args=(write,))
+        thread.start()
+        thread.join()
+
+    body = Async if way == "async" else make_step(write_in_thread, "body", max_retries=0)
+    row = by_thread.run(body, make_step(lambda step: None, "end"))
+    assert (row.status, by_thread.notes()) == (Status.WAITING, ["there"])
+    assert row.step == "end"
+
+
+def test_sessions_of_several_threads_are_refused(by_thread: Stepping) -> None:
+    def body(step: t.Any) -> None:
+        note("here")
+        db.session.flush()
+        run = contextvars.copy_context().run
+        thread = threading.Thread(target=run, args=(read,))
+        thread.start()
+        thread.join()
+
+    def read() -> None:
+        db.session.execute(sa.select(Effect.id))
+
+    row = by_thread.run(make_step(body, max_retries=0))
+    assert (row.status, by_thread.notes()) == (Status.FAILED, [])
+    assert "db.session.remove()" in row.error
+
+
+@pytest.mark.parametrize("way", ["session", "connection", "db.session"])
+@pytest.mark.parametrize("ends", [None, ValueError])
+def test_a_thread_that_outlives_its_step_commits_nothing(
+    stepping: Stepping, way: str, ends: type[Exception] | None
+) -> None:
+    over, errors, threads = threading.Event(), list[str](), list[threading.Thread]()
+
+    def late(session: t.Any) -> None:
+        over.wait(30)
+        try:
+            session.add(Effect(note="late"))
+            session.flush()
+            (session.connection() if way == "connection" else session).commit()
+        except BaseException as error:
+            errors.append(type(error).__name__)
+        session.close()
+        db.session.remove()
+
+    def body(step: t.Any) -> None:
+        session = db.session if way == "db.session" else db.session()
+        run = contextvars.copy_context().run
+        threads.append(threading.Thread(target=run, args=(late, session)))
+        threads[-1].start()
+        if ends is not None:
+            raise ends
+
+    row = stepping.run(make_step(body, max_retries=0))
+    over.set()
+    threads[0].join()
+    assert row.status is (Status.FINISHED if ends is None else Status.FAILED)
+    assert (stepping.notes(), errors) == ([], ["ClaimLost"])
+
+
+@pytest.mark.parametrize("way", ["commit", "rollback", "flush", "exit"])
+def test_a_child_that_a_step_forks_has_no_part_in_its_transaction(
+    stepping: Stepping, way: str
+) -> None:
+    ended = []
+
+    def body(step: t.Any) -> None:
+        note("of the parent")
+        db.session.flush()
+        child = os.fork()
+        if child == 0:
+            try:
+                if way == "flush":
+                    note("of the child")
+                if way != "exit":
+                    getattr(db.session, way)()
+            except BaseException:
+                os._exit(3)
+            os._exit(4)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    assert stepping.run(body).status is Status.FINISHED
+    assert (stepping.notes(), ended) == (["of the parent"], [4 if way == "exit" else 3])
 
 
 def test_the_states_of_the_fence() -> None:

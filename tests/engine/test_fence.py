@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import signal
 import typing as t
 
 import pytest
@@ -480,12 +481,64 @@ def test_a_commit_that_came_back_without_the_fence(
 ) -> None:
     def body(step: t.Any) -> None:
         note("lost")
-        monkeypatch.setattr(db.session, "commit", db.session.rollback)
+        monkeypatch.setattr(db.session(), "commit", db.session().rollback)
 
     run_id = sqlite_stepping.start(make_step(body, max_retries=0))
     assert sqlite_stepping.advance(run_id).status is Status.FAILED
     assert sqlite_stepping.row(run_id).error.startswith("TransactionDoomedError: ")
     assert sqlite_stepping.notes() == []
+
+
+# COMMIT itself
+
+
+AT_COMMIT = """
+CREATE FUNCTION at_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON effects
+DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION at_commit()
+"""
+
+
+def test_a_trigger_that_fails_at_commit_is_the_steps_error(postgresql_stepping: Stepping) -> None:
+    with postgresql_stepping.connect() as connection:
+        connection.exec_driver_sql(AT_COMMIT.format("PERFORM 1 / 0;"))
+    row = postgresql_stepping.run(make_step(end, max_retries=0))
+    assert (row.status, postgresql_stepping.notes()) == (Status.FAILED, [])
+    assert "division by zero" in row.error
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_an_interrupt_at_commit_is_told_as_it_is(postgresql_stepping: Stepping) -> None:
+    """As a soft time limit: what went to the server may go through, and is done once."""
+
+    class InterruptError(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise InterruptError
+
+    performed = []
+
+    def body(step: t.Any) -> None:
+        performed.append(step.attempt)
+        note("once")
+        db.session.flush()
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+
+    with postgresql_stepping.connect() as connection:
+        connection.exec_driver_sql(AT_COMMIT.format("PERFORM pg_sleep(1);"))
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        run_id = postgresql_stepping.start(make_step(body, max_retries=0))
+        postgresql_stepping.advance(run_id)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    row = postgresql_stepping.row(run_id)
+    if row.status is Status.FAILED:
+        assert (row.error, postgresql_stepping.notes()) == ("InterruptError", [])
+    else:
+        assert (row.status, postgresql_stepping.notes()) == (Status.FINISHED, ["once"])
+    assert performed == [1]
 
 
 # A second bind
@@ -526,6 +579,29 @@ def test_a_second_bind_is_at_least_once_with_a_warning(
     row = stepping.run(step, n=0, lose=True)
     assert (row.status, row.data["n"]) == (Status.CANCELLED, 0)
     assert (stepping.notes(), there()) == (["here", "here"], 2)
+
+
+def test_a_second_bind_needs_no_second_connection(
+    make_app: t.Callable[..., Flask], postgresql_url: str, tmp_path: t.Any
+) -> None:
+    other = f"sqlite:///{tmp_path / 'other.sqlite'}"
+    narrow = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1}
+    app = make_app(
+        postgresql_url, SQLALCHEMY_BINDS={"other": other}, SQLALCHEMY_ENGINE_OPTIONS=narrow
+    )
+    stepping = Stepping(app)
+    with app.app_context():
+        engine = db.engines["other"]
+
+    def body(step: t.Any) -> None:
+        note("here")
+        written = sa.text("CREATE TABLE there (note TEXT)")
+        db.session.execute(written, bind_arguments={"bind": engine})
+        step.data["n"] = 1
+
+    row = stepping.run(make_step(body, max_retries=0))
+    assert (row.status, row.data["n"], row.attempt) == (Status.FINISHED, 1, 1)
+    assert stepping.notes() == ["here"]
 
 
 def test_a_claim_that_is_lost_between_two_binds(

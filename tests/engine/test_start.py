@@ -340,6 +340,11 @@ class TestSet:
         assert run.due_at.utcoffset() == datetime.timedelta()
         assert published == []
 
+    @pytest.mark.parametrize("year", [1, 1969, 9999])
+    def test_an_eta_that_not_every_database_knows(self, app: Flask, year: int) -> None:
+        with pytest.raises(InvalidOptionError, match="between the years 1970 and 9998"):
+            TwoSteps.set(eta=datetime.datetime(year, 12, 31, 23, tzinfo=UTC))
+
     def test_an_eta_that_has_passed(self, app: Flask, published: list[Nudge]) -> None:
         eta = datetime.datetime.now(UTC) - datetime.timedelta(days=400)
         TwoSteps.set(eta=eta).start()

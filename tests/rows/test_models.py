@@ -175,6 +175,14 @@ class TestColumns:
             == []
         )
 
+    def test_a_status_of_a_newer_release_is_read_as_its_word(self, context: Flask) -> None:
+        run = TwoSteps.start()
+        db.session.commit()
+        db.session.execute(sa.text("UPDATE sequence_runs SET status = 'asleep'"))
+        db.session.commit()
+        assert [run.status for run in db.session.scalars(sa.select(SequenceRun))] == ["asleep"]
+        assert not isinstance(run.status, Status)
+
     def test_the_status_is_stored_as_a_word(self, context: Flask) -> None:
         TwoSteps.start()
         db.session.commit()

@@ -45,6 +45,19 @@ def test_what_listens_to_the_engine_hears_of_them(engine: sa.Engine, own: OwnCon
     assert {"do_connect", "connect", "checkout", "before_cursor_execute", "commit"} == set(heard)
 
 
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_listener_that_sends_the_first_statement(postgresql_url: str, level: str) -> None:
+    engine = sa.create_engine(postgresql_url, isolation_level=level)
+    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("SELECT 1"))
+    own = OwnConnections(engine)
+    assert use(own, "SELECT current_setting('transaction_isolation')") == "read committed"
+    own.close()
+    with engine.connect() as connection:
+        isolation = connection.exec_driver_sql("SHOW transaction_isolation").scalar()
+    assert isolation == level.lower()
+    engine.dispose()
+
+
 def test_a_creator_makes_them(database_url: str) -> None:
     real = sa.create_engine(database_url, poolclass=NullPool)
     made: list[t.Any] = []

@@ -6,12 +6,27 @@ import dataclasses
 import typing as t
 from types import SimpleNamespace
 
+import sqlalchemy as sa
 from kombu import Queue
 
 from flask_sequence.runtime import Nudge, Runtime
 from flask_sequence.worker.duties import DUTIES
 from flask_sequence.worker.duties.duty import Duty
 from flask_sequence.worker.keeper import Keeper
+
+
+def spoil_time(connection: sa.Connection, column: str, run_id: int) -> None:
+    """Write a time that the database knows and Python does not.
+
+    :param connection: To PostgreSQL or MariaDB.
+    :param column: The column of the run.
+    :param run_id: The run.
+    """
+    value = "'-infinity'"
+    if connection.dialect.name != "postgresql":
+        value = "'0000-00-00'"
+        connection.exec_driver_sql("SET SESSION sql_mode = ''")
+    connection.exec_driver_sql(f"UPDATE sequence_runs SET {column} = {value} WHERE id = {run_id:d}")
 
 
 class FakeConsumer:

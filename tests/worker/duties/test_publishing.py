@@ -18,7 +18,7 @@ from flask_sequence.rows.dialects import later
 from flask_sequence.rows.models import FORMAT, runs
 from flask_sequence.worker.duties import PUBLISH_DUE, publishing
 from tests.support.application import db
-from tests.support.keeping import Keeping
+from tests.support.keeping import Keeping, spoil_time
 from tests.support.stepping import Stepping, make_sequence, note
 
 DEFAULT = "celery"
@@ -69,6 +69,20 @@ def test_only_what_is_due_and_unheld_is_published(stepping: Stepping) -> None:
     changed = {ids[run_id] for run_id in ids if stepping.row(run_id).published_at != before[run_id]}
     assert changed == {"due, never published", "due, published by the last pass"}
     assert names("other") == ["due, of another worker's"]
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("column", ["due_at", "published_at"])
+def test_a_time_that_python_does_not_know_keeps_nobody_back(
+    request: pytest.FixtureRequest, kind: str, column: str
+) -> None:
+    stepping: Stepping = request.getfixturevalue(f"{kind}_stepping")
+    ids = [stepping.start(end) for _ in range(3)]
+    with stepping.connect() as connection:
+        connection.execute(sa.update(runs).values(published_at=None))
+        spoil_time(connection, column, ids[0])
+    nudges = Keeping(stepping.runtime).do(PUBLISH_DUE)
+    assert sorted(nudge.run_id for nudge in nudges) == ids
 
 
 def test_the_oldest_come_first_as_long_as_there_is_room(stepping: Stepping) -> None:

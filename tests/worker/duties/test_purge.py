@@ -14,7 +14,7 @@ from flask_sequence.rows import upkeep
 from flask_sequence.rows.dialects import clock, later
 from flask_sequence.rows.models import runs, step_runs, workers
 from flask_sequence.worker.duties import PURGE, REMOVE_GONE_WORKERS, lease, purge
-from tests.support.keeping import Keeping
+from tests.support.keeping import Keeping, spoil_time
 from tests.support.stepping import Stepping, note
 
 
@@ -50,6 +50,19 @@ def test_what_ended_long_ago_is_deleted_in_batches(
     assert len(kept(stepping)) == 4
     assert keeping.perform(narrow) is None
     assert (kept(stepping), len(old)) == (young, 3)
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_a_time_that_python_does_not_know_keeps_nothing_back(
+    make_app: t.Callable[..., Flask], request: pytest.FixtureRequest, kind: str
+) -> None:
+    url = request.getfixturevalue(f"{kind}_url")
+    stepping = Stepping(make_app(url, SEQUENCE_RETENTION=1000))
+    old = [ended(stepping, 2000) for _ in range(2)]
+    with stepping.connect() as connection:
+        spoil_time(connection, "finished_at", old[0])
+    Keeping(stepping.runtime).do(PURGE)
+    assert kept(stepping) == []
 
 
 @pytest.mark.parametrize("retention", [1000, None])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
+import threading
 import typing as t
 from types import SimpleNamespace
 
@@ -12,13 +14,14 @@ import sqlalchemy as sa
 
 from flask_sequence import Status, StepStatus
 from flask_sequence.engine.connections import own_transaction
+from flask_sequence.engine.in_hand import InHand
 from flask_sequence.rows import moves, reads, upkeep
 from flask_sequence.rows.claims import Held
 from flask_sequence.rows.dialects import later
 from flask_sequence.rows.models import runs
 from flask_sequence.runtime import Nudge
 from flask_sequence.worker.duties import FREE_ORPHANS, FREE_OWN, TAKE_BACK, recovery
-from tests.support.keeping import Keeping
+from tests.support.keeping import Keeping, spoil_time
 from tests.support.stepping import Stepping, be_worker, make_sequence, make_step, note
 from tests.support.strangers import Stranger
 
@@ -412,6 +415,43 @@ def test_what_a_living_process_does_not_work_on_is_taken_back(
     assert row.error == "Crash: the process that claimed it does not work on it"
 
 
+def test_many_threads_have_runs_in_hand() -> None:
+    hands, errors = InHand(), list[BaseException]()
+    interval = sys.getswitchinterval()
+
+    def take_and_let_go(run_id: int) -> None:
+        try:
+            for _ in range(2_000):
+                hand = hands.take(run_id)
+                assert not hands.is_without_hand(os.getpid(), run_id)
+                hands.let_go(hand)
+        except BaseException as error:
+            errors.append(error)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=take_and_let_go, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert errors == []
+    assert hands.is_without_hand(os.getpid(), 0)
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_a_time_that_python_does_not_know_keeps_nobody_back(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    stepping: Stepping = request.getfixturevalue(f"{kind}_stepping")
+    held = [claimed(stepping) for _ in range(2)]
+    with stepping.connect() as connection:
+        spoil_time(connection, "step_started_at", held[0].id)
+    assert [nudge.run_id for nudge in free_orphans(stepping)] == [claim.id for claim in held]
+
+
 def test_a_child_tells_what_it_performs(sqlite_stepping: Stepping) -> None:
     hands = be_worker(sqlite_stepping.app).in_hand
     reader, writer = os.pipe()
@@ -419,10 +459,11 @@ def test_a_child_tells_what_it_performs(sqlite_stepping: Stepping) -> None:
     child = os.fork()
     if child == 0:
         hands.be_child(3)
-        hands.take(7)
+        hand = hands.take(7)
+        hands.let_go(hands.take(8))  # performed in place
         os.write(writer, b".")
         os.read(ask, 1)
-        hands.let_go(7)
+        hands.let_go(hand)
         os.write(writer, b".")
         os.read(ask, 1)
         os._exit(0)

@@ -1,0 +1,61 @@
+"""A process that a step forks: it shares its parent's sockets, and must not speak on them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import typing as t
+
+from ..errors import SetupError
+from ..rows.liveness import socket_number
+from .doors import open_connections
+
+if t.TYPE_CHECKING:
+    from .attempt import Attempt
+
+_FORKED = 70
+"""The exit code of a process that a step has forked, and that comes back from it."""
+
+_parents: list[t.Any] = []
+"""The parent's connections: what closed them here might tell the server."""
+
+
+class _NotHere:
+    """Stands in a forked process for a connection of its parent's step."""
+
+    def __getattr__(self, name: str) -> t.NoReturn:
+        raise SetupError(
+            "This process was forked by a step, and has no part in its transaction: let it use"
+            " connections of its own, as in db.engine.dispose(close=False) and then db.engine."
+        )
+
+
+def end_if_forked(attempt: Attempt) -> None:
+    """End this process, if a step has forked it: it would go on as a second one of its worker.
+
+    :param attempt: The attempt at the step.
+    """
+    if not attempt.claim.is_mine:
+        os._exit(_FORKED)
+
+
+def _part_from_parent() -> None:
+    for connection in open_connections():
+        with contextlib.suppress(Exception):
+            _part(connection.connection)
+
+
+def _part(proxied: t.Any) -> None:
+    driver = proxied.dbapi_connection
+    _parents.append(driver)
+    proxied.dbapi_connection = _NotHere()
+    number = socket_number(driver)
+    if number is not None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            os.dup2(ours.fileno(), number)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_part_from_parent)
