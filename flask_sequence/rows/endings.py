@@ -9,7 +9,7 @@ import typing as t
 from .columns import MYSQL
 
 _ENDS = r"COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b)"
-_BEGINS = r"BEGIN|START\s+TRANSACTION|SET\b.*?\bautocommit(?=\s*:?=)"
+_BEGINS = r"BEGIN|START\s+TRANSACTION|SET\b.*?(?:(?<=@@)|(?<![@\w]))`?autocommit(?=[`\s]*:?=)"
 _DEFINES = (
     r"ALTER|CREATE(?!\s+(?:OR\s+REPLACE\s+)?TEMPORARY)|DROP(?!\s+(?:TEMPORARY|PREPARE))|RENAME"
     r"|TRUNCATE|GRANT|REVOKE|UN?LOCK\s+TABLES?|LOCK\s+TABLES?|(?:UN)?INSTALL|FLUSH|RESET"
@@ -24,10 +24,11 @@ _HAS_BODY = re.compile(
 )
 """What has statements inside, which are not executed now."""
 
-_QUOTED = re.compile(r"\$(\w*)\$.*?\$\1\$|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", re.DOTALL)
-_QUOTED_MYSQL = re.compile(
-    r"'(?:[^'\\]|''|\\.)*'|\"(?:[^\"\\]|\"\"|\\.)*\"|`(?:[^`]|``)*`", re.DOTALL
+_QUOTED = re.compile(
+    r"(?<![\w$])\$(\w*)\$.*?\$\1\$|\b[eE]'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"",
+    re.DOTALL,
 )
+_QUOTED_MYSQL = re.compile(r"'(?:[^'\\]|''|\\.)*'|\"(?:[^\"\\]|\"\"|\\.)*\"", re.DOTALL)
 _EXECUTED_COMMENT = re.compile(r"/\*M?!\d*")
 _INNERMOST_COMMENT = re.compile(r"/\*(?:(?!/\*|\*/).)*\*/", re.DOTALL)
 _REST_OF_LINE = re.compile(r"--[^\n]*")

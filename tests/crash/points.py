@@ -132,11 +132,11 @@ def _to_commit_elsewhere(let: CallT, doors: Doors) -> None:
     _commit()
 
 
-def _answered(answered: CallT, doors: Doors) -> None:
+def _answered(answered: CallT, doors: Doors, session: t.Any) -> None:
     _here.commits = 0
     holds = doors.fence.move.target is Status.RUNNING and not _here.checkpoint
     reach(_point("after"), _here.run_id, _here.step, holds=holds)
-    answered(doors)
+    answered(doors, session)
 
 
 def _move_alone(move: CallT, fence: Fence) -> None:

@@ -36,7 +36,10 @@ MARIADB = {
     "BEGIN NOT ATOMIC COMMIT; END": "BEGIN",
     "SET @a = 1, SESSION autocommit = 1": "SET @A = 1, SESSION AUTOCOMMIT",
     "SET @@autocommit=1": "SET @@AUTOCOMMIT",
+    "SET `autocommit` = 1": "SET `AUTOCOMMIT",
     "SET @a = 'autocommit = 1'": None,
+    "SET @autocommit = 1": None,
+    "SET no_autocommit = 1": None,
     "ALTER TABLE a ADD b int": "ALTER",
     "CREATE TABLE a (b int)": "CREATE",
     "CREATE TEMPORARY TABLE a (b int)": None,
@@ -55,6 +58,8 @@ POSTGRESQL = {
     "BEGIN": None,  # a warning
     "CREATE TABLE a (b int)": None,
     "SELECT 1 # 2; COMMIT": "COMMIT",
+    "SELECT 1 AS a$b$; COMMIT; --$b$": "COMMIT",
+    "SELECT E'a\\'; COMMIT; --'": None,
     "DO $x$ BEGIN PERFORM 1; END $x$": None,
 }
 
