@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextvars
+import queue
 import threading
 import time
 import typing as t
+
+IDLE_SECONDS = 10.0
+"""How long the thread waits for another call until it ends."""
 
 ResultT = t.TypeVar("ResultT")
 
@@ -24,6 +28,8 @@ class Bounded:
     def __init__(self) -> None:
         self._busy = threading.Lock()
         self._since = 0.0
+        self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     @property
     def seconds(self) -> float:
@@ -43,40 +49,60 @@ class Bounded:
             raise BusyError("what was asked before has not been answered")
         self._since = time.monotonic()
         call = _Call(function, self._busy.release)
-        context = contextvars.copy_context()
-        thread = threading.Thread(
-            target=context.run, args=(call.make,), name="flask-sequence-broker", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter ends, or the system has no more threads
+        if self._has_thread():
+            self._calls.put(call)
+        else:
             call.make()
         return t.cast(ResultT, call.result(until))
+
+    def _has_thread(self) -> bool:
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(target=self._work, name="flask-sequence-broker", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter ends, or the system has no more threads
+                return False
+            self._thread = thread
+        return True
+
+    def _work(self) -> None:
+        while True:
+            try:
+                call = self._calls.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                if self._busy.acquire(blocking=False):  # nobody is about to ask
+                    self._thread = None
+                    self._busy.release()
+                    return
+            else:
+                call.make()
+                del call  # with what it holds
 
 
 class _Call:
     def __init__(self, function: t.Callable[[], t.Any], release: t.Callable[[], None]) -> None:
         self._function = function
+        self._context = contextvars.copy_context()
         self._release = release
-        self._ended = threading.Event()
-        self._value: t.Any = None
-        self._error: BaseException | None = None
+        self._answer: queue.SimpleQueue[tuple[t.Any, BaseException | None]] = queue.SimpleQueue()
 
     def make(self) -> None:
+        answer: tuple[t.Any, BaseException | None]
         try:
-            self._value = self._function()
+            answer = self._context.run(self._function), None
         except BaseException as error:
-            self._error = error
-        finally:
-            self._release()
-            self._ended.set()
+            answer = None, error
+        self._release()
+        self._answer.put(answer)
 
     def result(self, until: float) -> t.Any:
-        if not self._ended.wait(max(until - time.monotonic(), 0.0)):
-            raise TimeoutError("no answer in time")
-        if self._error is None:
-            return self._value
         try:
-            raise self._error
+            value, error = self._answer.get(timeout=max(until - time.monotonic(), 0.0))
+        except queue.Empty:
+            raise TimeoutError("no answer in time") from None
+        if error is None:
+            return value
+        try:
+            raise error
         finally:
-            self._error = None  # whose traceback holds this frame
+            error = None  # whose traceback holds this frame

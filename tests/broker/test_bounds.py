@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 from flask import current_app, request
 
+from flask_sequence.broker import bounded
 from flask_sequence.broker import publisher as publishing
 from flask_sequence.broker.publisher import Publisher, publisher_of
 from flask_sequence.runtime import Nudge, runtime_of
@@ -276,3 +277,31 @@ def test_a_child_that_is_forked_meanwhile_publishes() -> None:
     source = FORK.format(port=str(broker.url).rpartition(":")[2])
     subprocess.run([sys.executable, "-c", source], cwd=ROOT, timeout=60, check=True)
     broker.clear()
+
+
+def test_a_thread_that_nobody_needs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "IDLE_SECONDS", 0.05)
+    calls = bounded.Bounded()
+    for _ in range(2):
+        by = calls.call(time.monotonic() + 5, threading.current_thread)
+        assert by is not threading.current_thread()
+        assert calls.call(time.monotonic() + 5, threading.current_thread) is by
+        wait_until(lambda by=by: not by.is_alive())
+
+
+def test_a_call_after_one_that_hangs() -> None:
+    calls, over = bounded.Bounded(), threading.Event()
+    with pytest.raises(TimeoutError):
+        calls.call(time.monotonic() + 0.05, over.wait)
+    with pytest.raises(bounded.BusyError):
+        calls.call(time.monotonic() + 0.05, lambda: None)
+    assert calls.seconds > 0
+    over.set()
+    assert calls.call(time.monotonic() + 5, lambda: 7) == 7
+    assert calls.seconds == 0
+    with pytest.raises(ValueError, match="told"):
+        calls.call(time.monotonic() + 5, raise_told)
+
+
+def raise_told() -> None:
+    raise ValueError("told")
