@@ -286,7 +286,7 @@ def test_a_thread_that_nobody_needs_ends(monkeypatch: pytest.MonkeyPatch) -> Non
         by = calls.call(time.monotonic() + 5, threading.current_thread)
         assert by is not threading.current_thread()
         assert calls.call(time.monotonic() + 5, threading.current_thread) is by
-        wait_until(lambda by=by: not by.is_alive())
+        wait_until(partial(_is_over, by))
 
 
 def test_a_call_after_one_that_hangs() -> None:
@@ -305,3 +305,7 @@ def test_a_call_after_one_that_hangs() -> None:
 
 def raise_told() -> None:
     raise ValueError("told")
+
+
+def _is_over(thread: threading.Thread) -> bool:
+    return not thread.is_alive()
