@@ -309,19 +309,24 @@ def wait(run: SequenceRun, timeout: float) -> Status:
     if is_uncommitted(runtime.db.session(), run):
         raise RunNotFoundError(run_id)
     until, pause = time.monotonic() + timeout, 0.01
-    where = "locked by another open transaction"
+    where, trouble = "not seen", t.cast("BusyError | None", None)
     while True:
         left = max(0.0, until - time.monotonic())
-        with contextlib.suppress(BusyError), brief_read(runtime, left) as connection:
-            row = reads.look(connection, run_id)
+        try:
+            with brief_read(runtime, left) as connection:
+                row = reads.look(connection, run_id)
+        except BusyError as error:
+            trouble = error
+        else:
             if row is None:
                 return Status.FINISHED
             if row.status in (Status.FINISHED, Status.FAILED, Status.CANCELLED):
                 return t.cast(Status, row.status)
-            where = f"{row.status} at {row.step}"
+            where, trouble = f"{row.status} at {row.step}", None
         left = until - time.monotonic()
         if left <= 0:
-            raise TimeoutError(f"Run {run_id} is {where} after {timeout} s.")
+            why = f": {trouble}" if trouble else "."
+            raise TimeoutError(f"Run {run_id} is {where} after {timeout} s{why}") from trouble
         time.sleep(min(pause, left))
         pause = min(2 * pause, LONGEST_POLL)
 

@@ -10,7 +10,7 @@ import typing as t
 import sqlalchemy as sa
 
 from ..errors import BusyError
-from ..rows.dialects import is_memory, is_mysql
+from ..rows.dialects import is_memory, is_mysql, most_connections
 from ..rows.driver_errors import is_deadlock, is_lock_timeout
 from ..rows.locks import bounded_lock_wait
 from ..runtime import Runtime
@@ -120,15 +120,18 @@ class LockWaits:
 
 @contextlib.contextmanager
 def brief_read(runtime: Runtime, seconds: float) -> t.Iterator[sa.Connection]:
-    """Read what is committed by now, and wait for locks of others for so long at most.
+    """Read what is committed by now, and wait for others for so long at most.
 
     :raises BusyError: If the time is up.
     """
+    until = time.monotonic() + seconds
     bind = bind_of(runtime)
     if isinstance(bind, sa.Connection) or is_memory(bind):
         with fresh_read(runtime) as connection:
             yield connection
         return
+    _wait_for_pool(bind, until)
+    seconds = max(0.0, until - time.monotonic())
     try:
         # In a transaction, since it is with that that PostgreSQL forgets the bound.
         with (
@@ -141,3 +144,15 @@ def brief_read(runtime: Runtime, seconds: float) -> t.Iterator[sa.Connection]:
         if is_lock_timeout(error):
             raise busy("The table of runs") from error
         raise
+
+
+def _wait_for_pool(engine: sa.Engine, until: float) -> None:
+    # SQLAlchemy's pool would wait for half a minute, perhaps for the caller's own connection.
+    most, pool = most_connections(engine), engine.pool
+    while most is not None and isinstance(pool, sa.QueuePool) and pool.checkedout() >= most:
+        if time.monotonic() > until:
+            raise BusyError(
+                "SQLAlchemy's pool has no connection left to look at runs: end the transaction at"
+                " hand first, or give the pool more of them (SQLALCHEMY_ENGINE_OPTIONS)."
+            )
+        time.sleep(0.01)

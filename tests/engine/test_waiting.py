@@ -139,10 +139,30 @@ def test_a_look_at_a_locked_table_ends_in_time(scene: Scene) -> None:
     db.session.commit()
     with scene.stranger.locking_table():
         started = time.monotonic()
-        with pytest.raises(TimeoutError, match=f"Run {scene.run_id} is locked"):
+        with pytest.raises(TimeoutError, match=f"Run {scene.run_id} is not seen .* is locked"):
             run.wait(0.5)
         assert 0.5 <= time.monotonic() - started < 2
     assert run.wait(0.5) is Status.FAILED
+
+
+def test_a_look_waits_for_a_connection_of_the_pool_in_time(
+    make_app: t.Callable[..., Flask], postgresql_url: str
+) -> None:
+    narrow = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 60}
+    app = make_app(postgresql_url, SQLALCHEMY_ENGINE_OPTIONS=narrow)
+    with app.app_context():
+        record_published(app)
+        run = TwoSteps.start()
+        db.session.commit()
+        assert run.id  # which begins a transaction, and has the only connection
+        started = time.monotonic()
+        with pytest.raises(TimeoutError, match="is not seen .* pool has no connection left"):
+            run.wait(0.5)
+        assert time.monotonic() - started < 5
+        db.session.commit()
+        run_id = sa.inspect(run).identity[0]
+        with pytest.raises(TimeoutError, match=f"Run {run_id} is waiting at First after 0 s"):
+            run.wait(0)
 
 
 def test_on_sqlite_a_writer_is_waited_for_in_time(
