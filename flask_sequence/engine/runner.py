@@ -287,7 +287,7 @@ def _wait(attempt: Attempt, error: BaseException, secrets: t.Collection[str]) ->
         failure_of(error, secrets),
         lambda kept: moves.hand_back(claim, delay=delay, error=kept.error, waits=1),
     )
-    _tell(logging.WARNING, "%s has to wait for the database: %s", attempt.place, one_line(error))
+    _tell_of(outcome, attempt, logging.WARNING, "has to wait for the database", one_line(error))
     return outcome
 
 
@@ -301,15 +301,22 @@ def _failed(
         failure = Failure(sentence(error.reason, secrets) or "self.fail()")
     if delay is None:
         outcome = _store(attempt, failure, lambda kept: moves.fail(kept, label=label), cause)
-        _tell(logging.ERROR, "%s failed: %s", attempt.place, failure.error)
+        _tell_of(outcome, attempt, logging.ERROR, "failed", failure.error)
         return outcome
     outcome = _store(
         attempt,
         failure,
         lambda kept: moves.reschedule(attempt.claim, kept, delay=delay, label=label),
     )
-    _tell(logging.WARNING, "%s is retried in %.1f s: %s", attempt.place, delay, failure.error)
+    _tell_of(outcome, attempt, logging.WARNING, f"is retried in {delay:.1f} s", failure.error)
     return outcome
+
+
+def _tell_of(
+    outcome: Attempt | Outcome, attempt: Attempt, level: int, what: str, error: str
+) -> None:
+    if outcome is not LEFT_ALONE:
+        _tell(level, "%s %s: %s", attempt.place, what, error)
 
 
 def _tell(level: int, text: str, *values: object) -> None:

@@ -235,7 +235,7 @@ def code() -> str:
 
 def draw(options: argparse.Namespace) -> list[Change]:
     """Draw the changes to be tried."""
-    modules = sorted(path for room in ROOMS for path in (ROOT / PACKAGE / room).glob("*.py"))
+    modules = sorted(path for room in ROOMS for path in (ROOT / PACKAGE / room).rglob("*.py"))
     paths = [str(module.relative_to(ROOT)) for module in modules]
     found = [
         change
