@@ -160,7 +160,7 @@ def test_a_look_waits_for_a_connection_of_the_pool_in_time(
             run.wait(0.5)
         assert time.monotonic() - started < 5
         db.session.commit()
-        run_id = sa.inspect(run).identity[0]
+        run_id = control.id_of(run)
         with pytest.raises(TimeoutError, match=f"Run {run_id} is waiting at First after 0 s"):
             run.wait(0)
 
