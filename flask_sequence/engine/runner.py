@@ -25,7 +25,7 @@ from ..failures import Failure, failure_of, one_line, sentence
 from ..masking import secrets_in
 from ..rows import moves
 from ..rows.claims import Claim, holds
-from ..rows.driver_errors import is_after_failure
+from ..rows.driver_errors import is_after_failure, is_transient
 from ..rows.moves import Move
 from ..runtime import Runtime
 from ..status import Status
@@ -110,14 +110,20 @@ def _make(attempt: Attempt) -> Attempt | Outcome:
 def _leave(attempt: Attempt, claim: Claim, error: BaseException) -> None:
     """Leave no claim behind: hand it back where the process is asked to end, else as if it died.
 
-    What is raised by something else than the step would be raised again and again.
+    What is raised by something else than the step may be raised again and again. Where it is the
+    database that has refused each try, it is waited for first.
     """
-    text = Failure(one_line(error)).in_ascii().error
+    text, most = Failure(one_line(error)).in_ascii().error, attempt.runtime.settings.max_crashes
     if _ends_process(attempt, error):
         make_move(attempt.runtime, claim, moves.hand_back(claim, delay=0.0, error=text))
         return
+    if is_transient(error) and claim.waits < most:
+        wait = _wait_seconds(attempt, claim)
+        back = moves.hand_back(claim, delay=wait, error=text, waits=1)
+        make_move(attempt.runtime, claim, back)
+        return
     crashes = claim.crashes + 1
-    delay = None if crashes >= attempt.runtime.settings.max_crashes else crash_delay(crashes)
+    delay = None if crashes >= most else crash_delay(crashes)
     crash = moves.crash(claim, delay=delay, error=text, label=attempt.runtime.label)
     try:
         make_move(attempt.runtime, claim, crash)
@@ -279,9 +285,14 @@ def _after_error(
     return _failed(attempt, error, secrets)
 
 
+def _wait_seconds(attempt: Attempt, claim: Claim) -> float:
+    first: float = attempt.runtime.settings.lease_seconds / 10
+    return min(first * 2.0**claim.waits, LONGEST_WAIT) * random.uniform(0.8, 1.2)
+
+
 def _wait(attempt: Attempt, error: BaseException, secrets: t.Collection[str]) -> Attempt | Outcome:
-    claim, lease = attempt.claim, attempt.runtime.settings.lease_seconds
-    delay = min(lease / 10 * 2**claim.waits, LONGEST_WAIT) * random.uniform(0.8, 1.2)
+    claim = attempt.claim
+    delay = _wait_seconds(attempt, claim)
     outcome = _store(
         attempt,
         failure_of(error, secrets),

@@ -17,7 +17,7 @@ from flask_sequence.rows.moves import Move
 from flask_sequence.worker.duties.publishing import PublishDue
 from flask_sequence.worker.keeper import Keeper
 from tests.model.__main__ import main
-from tests.model.faults import Behaviour, Deed, Failing, Way
+from tests.model.faults import Behaviour, Deed, Failing, How, Point, Stop, Way
 from tests.model.histories import shorten, tell, tell_again
 from tests.model.rules import Action
 from tests.model.simulation import Simulation
@@ -65,6 +65,19 @@ KEPT: dict[str, list[Action]] = {
         Action("pass_time", {"seconds": 8.0}),
         Action("sweep", {"which": 0}),
         Action("deliver", {"which": 0, "plan": [], "times": 1}),
+    ],
+    "a database that refused a move many times was taken for a crash": [
+        Action(
+            "deliver_and_stop",
+            {
+                "which": 0,
+                "plan": [
+                    Deed(Behaviour.DO, Way.RELEASED),
+                    Deed(Behaviour.CHECKPOINT, Way.TRANSACTION),
+                ],
+                "stops": [Stop(Point.COMMIT, 2, How.REFUSED, 25)],
+            },
+        ),
     ],
 }
 """What has shown a fault once, as short as it goes."""
