@@ -262,4 +262,7 @@ class ClaimLost(Interrupt):
     """The run was cancelled, or taken over by another process; nothing more can be committed."""
 
     def __init__(self) -> None:
-        super().__init__("the loss of the claim")
+        super().__init__(
+            "this attempt no longer has its run, which was cancelled or taken over, or whose step"
+            " has ended; nothing was committed"
+        )

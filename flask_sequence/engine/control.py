@@ -73,7 +73,9 @@ class StartOptions:
         if self.countdown is not None and self.eta is not None:
             raise InvalidOptionError("set() takes countdown or eta, not both.")
         if self.countdown is not None and not _is_duration(self.countdown):
-            raise InvalidOptionError(f"set(countdown={self.countdown!r}): give seconds, 0 or more.")
+            raise InvalidOptionError(
+                f"set(countdown={self.countdown!r}): give seconds, from 0 to less than 1e9."
+            )
         if self.eta is not None and not _is_aware(self.eta):
             raise InvalidOptionError(
                 f"set(eta={self.eta!r}): give an aware datetime, such as"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import typing as t
@@ -13,6 +14,8 @@ from .doors import open_connections
 
 if t.TYPE_CHECKING:
     from .attempt import Attempt
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
 
 _FORKED = 70
 """The exit code of a process that a step has forked, and that comes back from it."""
@@ -31,13 +34,23 @@ class _NotHere:
         )
 
 
-def end_if_forked(attempt: Attempt) -> None:
+def end_if_forked(attempt: Attempt, error: BaseException | None = None) -> None:
     """End this process, if a step has forked it: it would go on as a second one of its worker.
 
     :param attempt: The attempt at the step.
+    :param error: What was raised in this process.
     """
-    if not attempt.claim.is_mine:
-        os._exit(_FORKED)
+    if attempt.claim.is_mine:
+        return
+    with contextlib.suppress(Exception):
+        logger.error(
+            "%s has forked this process, which comes back from the step: it ends here, with exit"
+            " code %s; let such a process end by os._exit()",
+            attempt.place,
+            _FORKED,
+            exc_info=error,
+        )
+    os._exit(_FORKED)
 
 
 def _part_from_parent() -> None:

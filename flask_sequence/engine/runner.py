@@ -222,7 +222,7 @@ def _perform_in_context(body: _Body, fence: Fence) -> BaseException | None:
             end_if_forked(body.attempt)
             doors.commit(move)
         except BaseException as error:
-            end_if_forked(body.attempt)
+            end_if_forked(body.attempt, error)
             if isinstance(error, MemoryError):
                 # What filled the memory may stand in the step's variables, and the rest needs some.
                 traceback.clear_frames(error.__traceback__)

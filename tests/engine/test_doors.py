@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import os
 import threading
 import typing as t
@@ -284,8 +285,11 @@ def test_reading_elsewhere_leaves_a_step_exactly_once(
     assert "more than one bind" not in caplog.text
 
 
-def test_a_child_that_a_step_forks_moves_nothing(postgresql_stepping: Stepping) -> None:
+def test_a_child_that_a_step_forks_moves_nothing(
+    postgresql_stepping: Stepping, tmp_path: t.Any
+) -> None:
     ended = []
+    log = logging.FileHandler(tmp_path / "log")
 
     def body(step: t.Any) -> None:
         child = os.fork()
@@ -293,8 +297,16 @@ def test_a_child_that_a_step_forks_moves_nothing(postgresql_stepping: Stepping) 
             raise ValueError("in the child")
         ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
-    row = postgresql_stepping.run(body)
+    logging.getLogger("flask_sequence").addHandler(log)
+    try:
+        row = postgresql_stepping.run(body)
+    finally:
+        logging.getLogger("flask_sequence").removeHandler(log)
+        log.close()
     assert (row.status, row.retries, ended) == (Status.FINISHED, 0, [70])
+    told = (tmp_path / "log").read_text()
+    assert "has forked this process" in told
+    assert "ValueError: in the child" in told
 
 
 @pytest.fixture
