@@ -99,16 +99,8 @@ class Post:
         """
         if self._until is not None and time.monotonic() > self._until:
             raise TimeIsUp("its time was up")
-        is_done = False
-        try:
-            with own_context(self.runtime):
-                with no_fork, self._transaction() as connection:
-                    yield connection
-                is_done = True
-        except Exception:
-            if not is_done:
-                raise
-            logger.debug("An error in the application's teardown", exc_info=True)
+        with own_context(self.runtime), no_fork, self._transaction() as connection:
+            yield connection
 
     @contextlib.contextmanager
     def _transaction(self) -> t.Iterator[sa.Connection]:

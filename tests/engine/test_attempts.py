@@ -397,6 +397,22 @@ def test_a_filter_of_the_log_that_raises_undoes_nothing(sqlite_stepping: Steppin
     assert (row.status, row.retries, row.error) == (Status.FAILED, 1, "ValueError: told")
 
 
+def test_an_error_whose_text_nothing_takes_is_kept_by_its_type(
+    sqlite_stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = moves.make
+
+    def make(connection: t.Any, claim: t.Any, move: Move, data: t.Any = None) -> bool:
+        if move.history is not None and "told" in str(move.history.error):
+            raise ValueError("refused")
+        return real(connection, claim, move, data)
+
+    monkeypatch.setattr(moves, "make", make)
+    monkeypatch.setattr(patience, "TRIES", 1)
+    row = sqlite_stepping.run(make_step(raising(KeyError("told")), max_retries=0))
+    assert (row.status, row.error) == (Status.FAILED, "KeyError")
+
+
 @pytest.mark.parametrize("keeps", ["the history", "the run"])
 def test_what_cannot_be_stored_counts_as_a_crash(
     stepping: Stepping, keeps: str, monkeypatch: pytest.MonkeyPatch

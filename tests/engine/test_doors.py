@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from flask import Flask
 
 from flask_sequence import Status, Step
+from flask_sequence.engine.doors import Doors
 from flask_sequence.engine.fence import CHANGES, State
 from tests.support.application import Effect, db
 from tests.support.stepping import Stepping, make_step, note, note_by_core
@@ -204,6 +205,24 @@ def test_two_phases_are_fenced(
     stepping.advance(run_id)
     row = stepping.row(run_id)
     assert (row.data["n"], stepping.notes()) == ((0, []) if taken else (1, ["in two phases"]))
+
+
+@pytest.mark.parametrize("name", ["prepare_twophase", "commit_twophase"])
+def test_of_two_phases_none_sends_a_commit_along(
+    postgresql_stepping: Stepping, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """With psycopg a COMMIT beside PREPARE TRANSACTION would be the first phase, and the last."""
+    ways: list[bool] = []
+
+    def body(step: t.Any) -> None:
+        connection = db.session.connection()
+        monkeypatch.setattr(Doors, "to_commit", lambda *_, along: ways.append(along))
+        rest = {"prepare_twophase": ("x",), "commit_twophase": ("x", False)}[name]
+        getattr(connection.dispatch, name)(connection, *rest)
+        monkeypatch.undo()
+
+    assert postgresql_stepping.run(body).status is Status.FINISHED
+    assert ways == [False]
 
 
 @pytest.mark.parametrize("text", ["COMMIT", "Rollback WORK", "SELECT 1; COMMIT", ";COMMIT"])

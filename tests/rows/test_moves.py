@@ -92,6 +92,21 @@ def test_each_move_raises_the_version_and_is_an_allowed_one(
     assert seen == {Status.RUNNING, Status.WAITING, Status.FINISHED, Status.FAILED}
 
 
+@pytest.mark.parametrize("data", [None, "{}"])
+def test_each_move_of_a_held_run_bounds_its_wait(
+    postgresql_stepping: Stepping, data: str | None
+) -> None:
+    """Made in a transaction, or in one message with its COMMIT."""
+    dialect = postgresql_stepping.engine.dialect
+    told = {"told_step": "a", "told_attempt": 1, "told_started_at": None}
+    for move in (moves.CHECKPOINT, moves.hold("b", label=LABEL), moves.finish(label=LABEL)):
+        change = move.change(data)
+        values = {**change._sent, **told, "run": 1, "held": 1, "to_data": data}
+        for statement in (change.update_and_tell, change.update_or_fail):
+            text, _ = statement.for_driver(dialect, values)
+            assert text.count("set_config('lock_timeout', '30s', true)") == 1
+
+
 def test_moves_from_outside(stepping: Stepping) -> None:
     run_id = stepping.start(end)
     for status in Status:

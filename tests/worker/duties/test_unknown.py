@@ -8,8 +8,9 @@ import pytest
 from flask import Flask
 
 from flask_sequence import Status
+from flask_sequence.rows import reads
 from flask_sequence.rows.dialects import later
-from flask_sequence.worker.duties import BLOCK_UNKNOWN, PUBLISH_DUE, UNBLOCK_KNOWN
+from flask_sequence.worker.duties import BLOCK_UNKNOWN, PUBLISH_DUE, UNBLOCK_KNOWN, unknown
 from tests.support.keeping import Keeping
 from tests.support.stepping import Stepping, make_sequence, make_step, note
 
@@ -55,6 +56,17 @@ def test_unknown_steps_are_blocked_after_two_intervals_and_freed(
     nudges = Keeping(stepping.runtime).do(PUBLISH_DUE)
     assert {rows[0].id, rows[1].id} <= {nudge.run_id for nudge in nudges}
     assert stepping.advance(row.id).status is Status.FINISHED
+
+
+def test_a_pass_over_all_that_it_may_read_is_followed_by_another_soon(
+    sqlite_stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "OLDEST", 2)
+    for _ in range(3):
+        sqlite_stepping.set(sqlite_stepping.start(end), step="renamed", due_at=later(-60))
+    keeping = Keeping(sqlite_stepping.runtime)
+    assert keeping.perform(BLOCK_UNKNOWN) == unknown.AGAIN_SECONDS
+    assert keeping.perform(BLOCK_UNKNOWN) is None
 
 
 def test_the_sentence_for_a_blocked_run_names_the_setting_where_it_may_help(
