@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from flask_sequence import BusyError, KeyBusyError, SequenceRun, Status
 from flask_sequence.engine import control
+from flask_sequence.engine.waiting import LockWaits, busy
 from flask_sequence.rows.models import runs
 from flask_sequence.testing import drain
 from tests.support.application import Effect, db
@@ -143,6 +144,27 @@ def test_a_look_at_a_locked_table_ends_in_time(scene: Scene) -> None:
             run.wait(0.5)
         assert 0.5 <= time.monotonic() - started < 2
     assert run.wait(0.5) is Status.FAILED
+
+
+@pytest.mark.parametrize("scene", ["postgresql"], indirect=True)
+def test_what_has_passed_is_taken_off_the_bound(scene: Scene) -> None:
+    waits = LockWaits(db.session(), busy("Something"), seconds=30.0)
+    bounds: list[str] = []
+
+    def look() -> None:
+        bounds.append(waits.connection.exec_driver_sql("SHOW lock_timeout").scalar_one())
+
+    def act() -> None:
+        look()
+        waits._until -= 25.0
+        waits.tighten()
+        look()
+
+    waits.act(act)
+    look()
+    first, then, after = bounds
+    assert (first, after) == ("30s", "0")
+    assert 3000 < int(then.removesuffix("ms")) <= 5000
 
 
 def test_a_look_waits_for_a_connection_of_the_pool_in_time(
