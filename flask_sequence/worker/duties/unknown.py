@@ -78,6 +78,13 @@ class UnblockKnown:
         """Walk on, for one pass."""
         if self._is_done:
             self._walk, self._began, self._is_done = self._pages(), time.monotonic(), False
+        try:
+            return self._go_on()
+        except Exception:
+            self._is_done = True  # what was raised has ended the walk: the next pass begins anew
+            raise
+
+    def _go_on(self) -> float:
         rows = 0
         while rows < self._post.rows and self._post.has_time:
             page = next(self._walk, None)

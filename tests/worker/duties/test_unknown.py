@@ -69,6 +69,21 @@ def test_a_pass_over_all_that_it_may_read_is_followed_by_another_soon(
     assert keeping.perform(BLOCK_UNKNOWN) is None
 
 
+def test_a_walk_that_fails_is_begun_anew(
+    sqlite_stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not count as one that came to its end, after which the duty rests for long."""
+    run_id = sqlite_stepping.start(end)
+    sqlite_stepping.set(run_id, status=Status.BLOCKED, due_at=None)
+    keeping = Keeping(sqlite_stepping.runtime)
+    with monkeypatch.context() as patch:
+        patch.setattr(reads, "blocked", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            keeping.do(UNBLOCK_KNOWN)
+    keeping.do(UNBLOCK_KNOWN)
+    assert sqlite_stepping.row(run_id).status is Status.WAITING
+
+
 def test_the_sentence_for_a_blocked_run_names_the_setting_where_it_may_help(
     make_app: t.Callable[..., Flask], sqlite_url: str
 ) -> None:
