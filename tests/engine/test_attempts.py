@@ -335,6 +335,19 @@ def test_a_shutdown_hands_the_run_back(
     assert stepping.notes() == ["body"] * committed
 
 
+def test_a_worker_that_is_asked_to_stop_goes_on_with_no_further_step(
+    make_app: t.Callable[..., Flask], sqlite_url: str
+) -> None:
+    stepping = Stepping(make_app(sqlite_url, SEQUENCE_BURST_SECONDS=60))
+    worker = be_worker(stepping.app)
+
+    def stop(step: t.Any) -> None:
+        worker.stop_flag[0] = 1
+
+    row = stepping.run(make_step(lambda step: None, "first"), stop, end)
+    assert (row.status, row.step, row.worker_id) == (Status.WAITING, "end", None)
+
+
 def test_a_shutdown_that_a_step_raises_itself_counts(sqlite_stepping: Stepping) -> None:
     be_worker(sqlite_stepping.app)
     run_id = sqlite_stepping.start(make_step(raising(WorkerShutdown(0)), max_retries=1))

@@ -42,6 +42,36 @@ def test_a_run_is_deleted_right_after_its_end_if_wanted(
     assert len(kept(stepping)) == left
 
 
+@pytest.mark.parametrize("is_locked", [True, False])
+def test_a_run_that_a_foreign_key_needs_is_emptied_at_once(
+    make_app: t.Callable[..., Flask],
+    postgresql_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_locked: bool,
+) -> None:
+    stepping = Stepping(make_app(postgresql_url, SEQUENCE_RETENTION=0))
+    with stepping.connect() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE orders (run_id BIGINT REFERENCES sequence_runs (id))"
+        )
+    run_id = stepping.start(end, secret="x")
+    stepping.advance(run_id)
+    with stepping.connect() as connection:
+        connection.exec_driver_sql(f"INSERT INTO orders VALUES ({run_id:d})")
+    if is_locked:
+        monkeypatch.setattr(upkeep, "empty", lambda *_: 1 / 0)
+    delete_if_ended(stepping.runtime, run_id, Status.FINISHED)
+    row = stepping.row(run_id)
+    assert row.status is Status.FINISHED
+    if is_locked:
+        assert "left to the keeper to delete: ZeroDivisionError" in caplog.text
+        assert dict(row.data) == {"secret": "x"}
+    else:
+        assert f"Run {run_id} is kept, without its data" in caplog.text
+        assert (dict(row.data), stepping.history(run_id)) == ({}, [])
+
+
 def test_a_deletion_that_fails_is_left_to_the_keeper(
     make_app: t.Callable[..., Flask],
     sqlite_url: str,

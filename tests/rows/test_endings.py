@@ -36,6 +36,7 @@ MARIADB = {
     "BEGIN NOT ATOMIC COMMIT; END": "BEGIN",
     "SET @a = 1, SESSION autocommit = 1": "SET @A = 1, SESSION AUTOCOMMIT",
     "SET @@autocommit=1": "SET @@AUTOCOMMIT",
+    "SET @a = 1,\n autocommit = 1": "SET @A = 1, AUTOCOMMIT",
     "SET `autocommit` = 1": "SET `AUTOCOMMIT",
     "SET @a = 'autocommit = 1'": None,
     "SET @autocommit = 1": None,

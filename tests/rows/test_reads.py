@@ -87,3 +87,17 @@ def test_the_indexes_serve(request: pytest.FixtureRequest, kind: str) -> None:
         assert "ix_sequence_runs_finished" in ended, ended
         rows = reads.due(connection, queues=["celery"], quiet=0, limit=5)
         assert len(rows) == 5
+
+
+@pytest.mark.parametrize(
+    "read", [lambda c, **bounds: reads.held_by(c, "w", **bounds), reads.orphans]
+)
+def test_a_page_of_what_is_held_begins_after_an_id(sqlite_stepping: Stepping, read: t.Any) -> None:
+    with sqlite_stepping.connect() as connection:
+        fill(connection)
+        connection.execute(
+            sa.update(runs).where(runs.c.id <= 3).values(status=Status.RUNNING, worker_id="w")
+        )
+        first = [held.id for held in read(connection, after=0, limit=2)]
+        then = [held.id for held in read(connection, after=first[-1], limit=1)]
+    assert (first, then) == ([1, 2], [3])

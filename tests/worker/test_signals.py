@@ -22,7 +22,13 @@ from flask_sequence import Status
 from flask_sequence.rows.models import FORMAT
 from flask_sequence.runtime import TASK, runtime_of
 from flask_sequence.testing import drain
-from flask_sequence.worker.signals import _can_keep, _time_limit, _warn_of_connections
+from flask_sequence.worker.signals import (
+    _can_keep,
+    _main_pids,
+    _on_init,
+    _time_limit,
+    _warn_of_connections,
+)
 from tests.conftest import create_tables
 from tests.support import services
 from tests.support.application import db
@@ -218,6 +224,20 @@ def test_limits_of_all_tasks_are_those_of_a_message(
     hard, soft = options
     worker = SimpleNamespace(app=celery, time_limit=hard, soft_time_limit=soft)
     assert _time_limit(worker) == shortest
+
+
+def test_a_worker_outlives_a_channel_that_its_broker_closes(
+    make_app: MakeApp, sqlite_url: str
+) -> None:
+    runtime = runtime_of(make_app(sqlite_url))
+    celery = runtime.celery
+    assert not celery.conf.broker_channel_error_retry
+    try:
+        _on_init(SimpleNamespace(app=celery, time_limit=None, soft_time_limit=None))
+        assert celery.conf.broker_channel_error_retry
+    finally:
+        _main_pids.clear()
+        runtime.worker = None
 
 
 @pytest.mark.parametrize(("limit", "ends"), [("30", True), ("600", False)])
