@@ -29,8 +29,9 @@ class _NotHere:
 
     def __getattr__(self, name: str) -> t.NoReturn:
         raise SetupError(
-            "This process was forked by a step, and has no part in its transaction: let it use"
-            " connections of its own, as in db.engine.dispose(close=False) and then db.engine."
+            "This process was forked by a step, and has no part in its transaction: db.session is"
+            " not for it. Let it use connections of its own: db.engine.dispose(close=False), then"
+            " db.engine."
         )
 
 
