@@ -317,6 +317,6 @@ def test_applications_that_are_gone_leave_nothing(sqlite_url: str, tmp_path: Pat
         gc.collect()
         return [n for n, refs in enumerate(gone) if any(ref() is not None for ref in refs)]
 
-    # The last one is kept: as Celery's default application.
+    # The last one is kept, as Celery's default application, and its thread for the broker a while.
     wait_until(lambda: left() in ([], [49]))
-    assert threading.active_count() == threads
+    wait_until(lambda: threading.active_count() <= threads + 1)

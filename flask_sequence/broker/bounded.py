@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 import typing as t
+import weakref
 
 IDLE_SECONDS = 10.0
 """How long the thread waits for another call until it ends."""
@@ -28,8 +29,10 @@ class Bounded:
     def __init__(self) -> None:
         self._busy = threading.Lock()
         self._since = 0.0
-        self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        # The thread knows only the queue: it ends when nobody has this any longer.
+        weakref.finalize(self, self._calls.put, None).atexit = False
 
     @property
     def seconds(self) -> float:
@@ -57,7 +60,12 @@ class Bounded:
 
     def _has_thread(self) -> bool:
         if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._work, name="flask-sequence-broker", daemon=True)
+            thread = threading.Thread(
+                target=_make_calls,
+                args=(self._calls, weakref.ref(self)),
+                name="flask-sequence-broker",
+                daemon=True,
+            )
             try:
                 thread.start()
             except RuntimeError:  # the interpreter ends, or the system has no more threads
@@ -65,18 +73,30 @@ class Bounded:
             self._thread = thread
         return True
 
-    def _work(self) -> None:
-        while True:
-            try:
-                call = self._calls.get(timeout=IDLE_SECONDS)
-            except queue.Empty:
-                if self._busy.acquire(blocking=False):  # nobody is about to ask
-                    self._thread = None
-                    self._busy.release()
-                    return
-            else:
-                call.make()
-                del call  # with what it holds
+    def _end_if_idle(self) -> bool:
+        if not self._busy.acquire(blocking=False):
+            return False  # somebody is about to ask
+        self._thread = None
+        self._busy.release()
+        return True
+
+
+def _make_calls(
+    calls: queue.SimpleQueue[_Call | None], whose: weakref.ReferenceType[Bounded]
+) -> None:
+    while True:
+        try:
+            call = calls.get(timeout=IDLE_SECONDS)
+        except queue.Empty:
+            bounded = whose()
+            if bounded is None or bounded._end_if_idle():
+                return
+            del bounded
+        else:
+            if call is None:
+                return
+            call.make()
+            del call  # with what it holds
 
 
 class _Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import subprocess
 import sys
@@ -287,6 +288,14 @@ def test_a_thread_that_nobody_needs_ends(monkeypatch: pytest.MonkeyPatch) -> Non
         assert by is not threading.current_thread()
         assert calls.call(time.monotonic() + 5, threading.current_thread) is by
         wait_until(partial(_is_over, by))
+
+
+def test_a_thread_ends_with_what_it_belongs_to() -> None:
+    calls = bounded.Bounded()
+    thread = calls.call(time.monotonic() + 5, threading.current_thread)
+    del calls
+    gc.collect()
+    wait_until(lambda: not thread.is_alive())
 
 
 def test_a_call_after_one_that_hangs() -> None:
