@@ -21,7 +21,7 @@ from ..runtime import Runtime
 from ..status import Status
 from .attempt import FRESH_TRIES, LEFT_ALONE, Attempt, Outcome
 from .connections import own_statements, own_transaction
-from .patience import pause, until_answered
+from .patience import make_move, pause, until_answered
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
@@ -182,9 +182,12 @@ def _held(runtime: Runtime, run_id: int, version: int) -> Claim | None:
 
 def _attempt_at(
     runtime: Runtime, claim: Claim, is_shutdown: t.Callable[[BaseException], bool]
-) -> Attempt:
+) -> Attempt | Outcome:
     found = _find(claim.sequence, claim.step)
-    assert found is not None
+    if found is None:  # it has been redefined since it was looked for
+        error = f"{claim.sequence}.{claim.step} is not known here any longer"
+        make_move(runtime, claim, moves.hand_back(claim, delay=0.0, error=error))
+        return LEFT_ALONE
     sequence, step = found
     with contextlib.suppress(Exception):  # the step fails, not the claim, where it cannot be read
         # As the fence compares it: jsonb changes its form.

@@ -20,7 +20,7 @@ from flask import Flask
 from sqlalchemy.pool import NullPool
 
 from flask_sequence import SequenceRun, Status, StepStatus
-from flask_sequence.engine import attempt, patience
+from flask_sequence.engine import attempt, claiming, patience
 from flask_sequence.engine.attempt import FRESH_TRIES
 from flask_sequence.engine.claiming import Message, redirect_sign
 from flask_sequence.engine.runner import advance
@@ -392,6 +392,23 @@ def test_data_that_cannot_be_read_fail_the_step(
         sqlite_stepping.advance(run_id)
     row = sqlite_stepping.row(run_id)
     assert (row.status, row.retries) == (Status.FAILED, 0 if body is _close_data else 1)
+
+
+def test_a_step_that_is_gone_once_it_is_claimed_is_handed_back(
+    stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = claiming._claim
+
+    def claim(*args: t.Any, **conditions: t.Any) -> t.Any:
+        made = real(*args, **conditions)
+        monkeypatch.setattr(claiming, "_find", lambda sequence, step: None)
+        return made
+
+    monkeypatch.setattr(claiming, "_claim", claim)
+    row = stepping.run(end)
+    assert (row.status, row.worker_id, row.crashes) == (Status.WAITING, None, 0)
+    assert row.error == "Made.end is not known here any longer"
+    assert stepping.notes() == []
 
 
 def test_a_filter_of_the_log_that_raises_undoes_nothing(sqlite_stepping: Stepping) -> None:
