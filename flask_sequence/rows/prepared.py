@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import typing as t
 import weakref
 
@@ -115,6 +116,7 @@ def commit_along(
     """
     driver: t.Any = connection.connection.dbapi_connection
     text, parameters = statement.for_driver(connection.dialect, values)
+    handled = sys.exc_info()[1]  # where a step commits in an except block
     try:
         with driver.pipeline(), driver.cursor() as cursor:
             cursor.execute(text, parameters)
@@ -122,7 +124,7 @@ def commit_along(
     except BaseException as error:
         if getattr(error, "sqlstate", None) == _NO_NUMBER and NOT_HELD in str(error):
             return False
-        interrupt = _interrupt_in(error, driver)
+        interrupt = _interrupt_in(error, driver, handled)
         if interrupt is not None:
             connection.invalidate()  # in the middle of a conversation
             raise interrupt from None
@@ -132,12 +134,14 @@ def commit_along(
     return True
 
 
-def _interrupt_in(error: BaseException, driver: t.Any) -> BaseException | None:
+def _interrupt_in(
+    error: BaseException, driver: t.Any, handled: BaseException | None
+) -> BaseException | None:
     """Return what a signal's handler, as that of a time limit, has raised meanwhile.
 
     The driver cannot leave its pipeline then, and its error about that hides it.
     """
     found: BaseException | None = error
-    while isinstance(found, driver.Error):
+    while found is not handled and isinstance(found, driver.Error):
         found = found.__context__
-    return found
+    return None if found is handled else found

@@ -506,6 +506,17 @@ def test_a_trigger_that_fails_at_commit_is_the_steps_error(postgresql_stepping: 
     assert (row.status, postgresql_stepping.notes()) == (Status.FAILED, [])
     assert "division by zero" in row.error
 
+    def body(step: t.Any) -> None:
+        note("of an except block")
+        try:
+            raise KeyError("handled")
+        except KeyError:
+            db.session.commit()
+
+    row = postgresql_stepping.run(make_step(body, max_retries=0))
+    assert (row.status, postgresql_stepping.notes()) == (Status.FAILED, [])
+    assert "division by zero" in row.error
+
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
 def test_an_interrupt_at_commit_is_told_as_it_is(postgresql_stepping: Stepping) -> None:
