@@ -81,14 +81,18 @@ class RetryPolicy:
         return delay * random.uniform(0.5, 1.0) if self.jitter else delay
 
 
-def crash_delay(crashes: int) -> float:
+def crash_delay(crashes: int, *, most: int) -> float | None:
     """Tell how long a run waits after a process died in its step.
 
     :param crashes: Crashes of the run without progress, with this one: 1, 2, ...
-    :return: 0 seconds after the first, then 1, 2, 4, ... up to 30, cut at random by up to 20 %.
+    :param most: ``SEQUENCE_MAX_CRASHES``.
+    :return: 0 seconds after the first, then 1, 2, 4, ... up to 30, cut at random by up to 20 %;
+        ``None`` if it has crashed too often.
 
     .. versionadded:: 0.1
     """
+    if crashes >= most:
+        return None
     if crashes <= 1:
         return 0.0
     return _doubled(1.0, crashes - 2, _MAX_CRASH_DELAY) * random.uniform(0.8, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import signal
 import time
 import typing as t
 
@@ -16,6 +17,8 @@ from ..status import Status
 
 FRESH_TRIES = 5
 """How often a step is begun again at once when the database asks for it."""
+_TERMINATED = (signal.SIGTERM - 256, signal.SIGQUIT - 256)
+"""How a pool's child exits at SIGTERM; at SIGQUIT where ``REMAP_SIGTERM`` says so."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,19 @@ class Attempt:
     @property
     def _held_seconds(self) -> float:
         return time.monotonic() - self.claimed_at
+
+    def ends_process(self, error: BaseException) -> bool:
+        """Tell whether an exception ends the process rather than the step."""
+        ctrl_c = isinstance(error, KeyboardInterrupt) and self.runtime.worker is None
+        # A step may raise the same; it is asked again then, and again.
+        stops = self.runtime.is_stopping and self.is_shutdown(error)
+        return ctrl_c or stops or self.is_killed(error)
+
+    def is_killed(self, error: BaseException) -> bool:
+        """Tell whether an exception announces that this process is killed."""
+        # By this the pool's signal is known; a tenth of a second later comes SIGKILL.
+        killed = isinstance(error, SystemExit) and error.code in _TERMINATED
+        return killed and self.runtime.worker is not None
 
     def again(self) -> Attempt:
         """Make the same attempt once more, since the database asks for it."""

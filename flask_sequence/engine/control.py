@@ -22,9 +22,9 @@ from ..rows.inserts import insert_many
 from ..rows.models import SequenceRun
 from ..runtime import Nudge, Runtime, current_runtime
 from ..status import Status
+from .commits import run_in_hand
 from .connections import connection_of
 from .contexts import expire, identity_of
-from .doors import run_in_hand
 from .transaction import (
     find_active_afresh,
     insert_unless_taken,

@@ -1,14 +1,11 @@
-"""The doors to a COMMIT: each way in which a step's writes may be committed leads to its fence.
+"""The doors of one attempt: its sessions and connections, before whose COMMIT its fence stands.
 
-The engine's ``commit`` event comes last before COMMIT, whether that is reached by the session, a
-block, the connection, or with savepoints open. Two phases have events of their own, and a COMMIT
-that is sent as text is refused.
+``engine.commits`` leads each COMMIT here, however it is reached.
 """
 
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import itertools
 import re
 import typing as t
@@ -16,7 +13,7 @@ import weakref
 
 import sqlalchemy as sa
 from flask.globals import app_ctx
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session
 
 from ..errors import ClaimLost, SetupError, TransactionDoomedError
 from ..rows.dialects import release_guard, set_guard
@@ -24,12 +21,14 @@ from ..rows.endings import ending_in
 from ..rows.moves import Move
 from ..rows.prepared import can_commit_along
 from ..runtime import Runtime
-from .connections import bind_of, connection_of, give_back, is_same_place
+from .connections import bind_of, is_same_place
 from .fence import Fence, Way
-from .own_errors import is_free, mark_own
 
-_DOORS = "flask_sequence_doors"
+DOORS = "flask_sequence_doors"
 """Under which ``session.info`` names the doors of the step that the session belongs to."""
+
+doors_of: weakref.WeakKeyDictionary[sa.Connection, Doors] = weakref.WeakKeyDictionary()
+"""The doors of a connection, whichever thread commits it."""
 
 _READS = re.compile(
     r"(?:\s|/\*.*?\*/|--[^\n]*\n)*(SELECT|SHOW|EXPLAIN|SET|PRAGMA|SAVEPOINT|RELEASE)\b",
@@ -90,7 +89,7 @@ class Doors:
 
     def cover(self, session: Session) -> bool:
         """Tell whether a session is the step's ``db.session``, whichever that is by now."""
-        if session.info.get(_DOORS) is self:
+        if session.info.get(DOORS) is self:
             return True
         if app_ctx._get_current_object() is not self._context:  # type: ignore[attr-defined]
             return False
@@ -99,14 +98,13 @@ class Doors:
 
     def meet(self, session: Session) -> None:
         """Know a session that has begun, in whichever thread."""
-        session.info[_DOORS] = self
+        session.info[DOORS] = self
         self._sessions.setdefault(session, [])
 
     def open(self, session: Session, connection: sa.Connection) -> None:
         """Stand before the commits of a connection on which the session has begun a transaction."""
         self.meet(session)
-        _watch(connection.engine)
-        _doors_of[connection] = self
+        doors_of[connection] = self
         self._sessions[session].append(connection)
         if self.leads_to_runs(connection):
             if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
@@ -170,7 +168,7 @@ class Doors:
         self._writes_elsewhere = False
         # The connection is the session's still: from a small pool there may be no other.
         leading = filter(self.leads_to_runs, self._sessions.get(session, ()))
-        connection = next((each for each in leading if _doors_of.pop(each, None)), None)
+        connection = next((each for each in leading if doors_of.pop(each, None)), None)
         self.fence.answered(connection)
 
     def sent(self, connection: sa.Connection, statement: str) -> None:
@@ -182,7 +180,7 @@ class Doors:
             self._writes_elsewhere |= not _READS.match(statement)
             return
         ending = ending_in(connection.dialect.name, statement)
-        if ending is not None and not _is_twophase(connection):
+        if ending is not None and not is_twophase(connection):
             raise SetupError(
                 f"A step sent {ending} as text, which ends its transaction past what keeps its"
                 " writes and its move together: call db.session.commit() or db.session.rollback();"
@@ -197,7 +195,7 @@ class Doors:
         if registry.has():  # a thread may hold one that has not begun
             self.meet(registry())
         for connection in self._connections():
-            _doors_of.pop(connection, None)
+            doors_of.pop(connection, None)
         for session in self._sessions:
             if _is_begun(session):  # another thread's, which nobody would close
                 with contextlib.suppress(Exception):
@@ -212,174 +210,6 @@ def _is_begun(session: Session) -> bool:
     return session.in_transaction() or bool(session.new or session.dirty or session.deleted)
 
 
-def _is_twophase(connection: sa.Connection) -> bool:
+def is_twophase(connection: sa.Connection) -> bool:
+    """Tell whether a connection is in a transaction that is prepared before it is committed."""
     return isinstance(connection.get_transaction(), sa.TwoPhaseTransaction)
-
-
-_current: contextvars.ContextVar[Doors | None] = contextvars.ContextVar("doors", default=None)
-_doors_of: weakref.WeakKeyDictionary[sa.Connection, Doors] = weakref.WeakKeyDictionary()
-"""The doors of a connection, whichever thread commits it."""
-
-
-@contextlib.contextmanager
-def fenced(fence: Fence) -> t.Iterator[Doors]:
-    """Let a fence stand before every commit of ``db.session`` in this app context."""
-    doors = Doors(fence)
-    token = _current.set(doors)
-    try:
-        if fence.runtime.worker is not None:  # its errors count from the first connection on
-            _watch(fence.runtime.worker.engine)
-        yield doors
-    finally:
-        _current.reset(token)
-        doors.close()
-
-
-@contextlib.contextmanager
-def unfenced() -> t.Iterator[None]:
-    """Leave the step that is being performed here, for a run that is performed inside it."""
-    token = _current.set(None)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def open_connections() -> list[sa.Connection]:
-    """Return the connections with which steps write in this process, in whichever thread."""
-    return list(_doors_of)
-
-
-def run_in_hand() -> int | None:
-    """Return the id of the run of which a step is being performed here."""
-    doors = _current.get()
-    return None if doors is None else doors.fence.claim.id
-
-
-# What sessions tell
-
-
-def _doors_for(session: Session) -> Doors | None:
-    mine: Doors | None = session.info.get(_DOORS)
-    if mine is not None and not mine.is_closed:
-        return mine
-    current = _current.get()
-    return current if current is not None and current.cover(session) else mine
-
-
-@sa.event.listens_for(Session, "after_transaction_create")
-def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None and (doors := _doors_for(session)) and not doors.is_closed:
-        doors.meet(session)
-        give_back(doors.runtime)
-
-
-@sa.event.listens_for(Session, "after_begin")
-def _after_begin(
-    session: Session, transaction: SessionTransaction, connection: sa.Connection
-) -> None:
-    if transaction.parent is None and (doors := _doors_for(session)):
-        doors.open(session, connection)
-
-
-@sa.event.listens_for(Session, "before_commit")
-def _before_commit(session: Session) -> None:
-    doors = _doors_for(session)
-    if doors is None or session.in_nested_transaction():
-        return
-    if doors.is_closed:
-        raise ClaimLost
-    # Where nothing was written the data may have changed. Inside the block of a savepoint, which
-    # has ended by now, the session would not be asked for the connection that it has.
-    connection = doors.connection_for(session) or connection_of(session)
-    if isinstance(bind_of(doors.runtime), sa.Connection):
-        session.flush()
-        doors.to_commit(connection, along=False)  # in a test's transaction, which stays open
-
-
-@sa.event.listens_for(Session, "after_commit")
-def _after_commit(session: Session) -> None:
-    doors: Doors | None = session.info.get(_DOORS)
-    if doors is not None and not doors.is_closed and not session.in_nested_transaction():
-        doors.answered(session)
-
-
-# What engines tell
-
-_watched: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
-
-
-def _watch(engine: sa.Engine) -> None:
-    # When the first step comes, the application has set up the listeners of its own.
-    while (inner := getattr(engine, "_proxied", None)) is not None:  # with options of its own
-        engine = inner
-    if engine not in _watched:
-        _watched.add(engine)
-        for name, listener in _LISTENERS.items():
-            sa.event.listen(engine, name, listener)
-
-
-def _at_begin(connection: sa.Connection) -> None:
-    # Of a connection that was committed past its session, and is used again.
-    doors = _doors_of.get(connection)
-    if doors is not None and doors.leads_to_runs(connection):
-        doors.guard(connection)
-
-
-def _at_commit(connection: sa.Connection, *, along: bool = True) -> None:
-    doors = _doors_of.get(connection)
-    if doors is None:
-        return
-    try:
-        if doors.leads_to_runs(connection):
-            doors.to_commit(connection, along=along)
-        else:
-            doors.to_commit_elsewhere()
-    except BaseException:
-        if not _is_twophase(connection):
-            _roll_back(connection)
-        raise
-
-
-def _roll_back(connection: sa.Connection) -> None:
-    # SQLAlchemy takes a transaction whose COMMIT was refused for one that has ended: it would give
-    # the connection back to the pool as it is, and whoever takes it next would commit the rest.
-    try:
-        connection.dialect.do_rollback(connection.connection)
-    except Exception:
-        connection.invalidate()
-
-
-def _at_prepare(connection: sa.Connection, xid: t.Any) -> None:
-    _at_commit(connection, along=False)
-
-
-def _at_commit_twophase(connection: sa.Connection, xid: t.Any, is_prepared: bool) -> None:
-    if not is_prepared:
-        _at_commit(connection, along=False)
-
-
-def _at_statement(connection: sa.Connection, cursor: t.Any, statement: str, *_: t.Any) -> None:
-    doors = _doors_of.get(connection)
-    if doors is not None:
-        doors.sent(connection, statement)
-
-
-def _at_error(context: sa.engine.ExceptionContext) -> None:
-    error, connection = context.sqlalchemy_exception, context.connection
-    doors = None if connection is None else _doors_of.get(connection)
-    if error is not None and (connection is None or doors is not None):
-        mark_own(error)
-        if doors is not None:
-            doors.fence.asked_to_repeat |= is_free(error)
-
-
-_LISTENERS: dict[str, t.Callable[..., None]] = {
-    "begin": _at_begin,
-    "commit": _at_commit,
-    "prepare_twophase": _at_prepare,
-    "commit_twophase": _at_commit_twophase,
-    "before_cursor_execute": _at_statement,
-    "handle_error": _at_error,
-}
-"""What is listened to on the engines that steps use, and on no others."""

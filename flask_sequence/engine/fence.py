@@ -77,7 +77,7 @@ class Fence:
     """Stands before every commit of the connection in which a step writes.
 
     A commit inside the step is a checkpoint; the runner's own carries the move with which the step
-    ends. Either goes through only by the version of the claim. ``engine.doors`` leads each COMMIT
+    ends. Either goes through only by the version of the claim. ``engine.commits`` leads each COMMIT
     here, however it is reached.
 
     :param runtime: The application's runtime.

@@ -10,7 +10,7 @@ import typing as t
 
 from ..errors import SetupError
 from ..rows.liveness import socket_number
-from .doors import open_connections
+from .doors import doors_of
 
 if t.TYPE_CHECKING:
     from .attempt import Attempt
@@ -55,7 +55,7 @@ def end_if_forked(attempt: Attempt, error: BaseException | None = None) -> None:
 
 
 def _part_from_parent() -> None:
-    for connection in open_connections():
+    for connection in list(doors_of):
         with contextlib.suppress(Exception):
             _part(connection.connection)
 

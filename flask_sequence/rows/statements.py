@@ -37,7 +37,8 @@ class History(t.NamedTuple):
     """What a row of the history tells, besides the claim."""
 
     status: StepStatus
-    label: str
+    worker: str
+    """The host and the process."""
     error: str | None = None
     traceback: str | None = None
 
@@ -57,7 +58,7 @@ class Change:
         self._told_form: Form | None = None
         self._sent: dict[str, t.Any] = {"target": target, **sent}
         if history is not None:
-            told_form, told = _split(_columns(history), prefix="told_")
+            told_form, told = _split(history._asdict(), prefix="told_")
             self._told_form = _OF_THE_CLAIM + told_form
             self._sent.update(told)
 
@@ -144,15 +145,6 @@ def move_held_and_commit(
     :return: Whether it did; else nothing is committed.
     """
     return commit_along(connection, change.update_or_fail, change.sent(claim, data))
-
-
-def _columns(history: History) -> dict[str, t.Any]:
-    return {
-        "status": history.status,
-        "worker": history.label,
-        "error": history.error,
-        "traceback": history.traceback,
-    }
 
 
 def _split(values: t.Mapping[str, t.Any], *, prefix: str) -> tuple[Form, dict[str, t.Any]]:

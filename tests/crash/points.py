@@ -15,6 +15,7 @@ import typing as t
 from flask_sequence import Status, Step
 from flask_sequence.engine import runner
 from flask_sequence.engine.attempt import Attempt
+from flask_sequence.engine.body import Body
 from flask_sequence.engine.doors import Doors
 from flask_sequence.engine.fence import Fence, Way
 from flask_sequence.rows.moves import CHECKPOINT
@@ -66,7 +67,7 @@ def reach(point: str, run_id: int, step: str | None, *, holds: bool = False) -> 
 def install() -> None:
     """Wrap what a run comes by on its way."""
     _wrap(runner, "claim_run", _claim_run)
-    _wrap(runner._Body, "run", _run_body)
+    _wrap(Body, "run", _run_body)
     _wrap(Step, "_check_end", _check_end)
     _wrap(Fence, "let_through", _let_through)
     _wrap(Fence, "move_alone", _move_alone)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from flask_sequence.engine import claiming, doors, patience, runner, transaction
+from flask_sequence.engine import claiming, doors, failing, patience, transaction
 from flask_sequence.engine.connections import bind_of
 from flask_sequence.engine.doors import Doors
 from flask_sequence.engine.fence import Fence
@@ -195,7 +195,7 @@ def test_each_mechanism_is_needed_on(
 ) -> None:
     stepping: Stepping = request.getfixturevalue(f"{kind}_stepping")
     row = ON_DATABASES[kind]
-    for module in (claiming, patience, runner):
+    for module in (claiming, failing, patience):
         monkeypatch.setattr(module, "pause", lambda tries: None)
     if is_off:
         row.switch_off(monkeypatch)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from flask_sequence import Status, StepStatus
-from flask_sequence.engine import claiming, patience, runner
+from flask_sequence.engine import claiming, failing, patience
 from flask_sequence.engine.attempt import FRESH_TRIES
 from flask_sequence.rows import prepared, statements
 from tests.support.application import db
@@ -131,7 +131,7 @@ def met(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> t.Callable[[str, str, str | int, float], Trouble]:
     """What makes the trouble of a cell."""
-    for module in (claiming, patience, runner):
+    for module in (claiming, failing, patience):
         monkeypatch.setattr(module, "pause", lambda tries: None)
 
     def make(kind: str, place: str, code: str | int, times: float) -> Trouble:

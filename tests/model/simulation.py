@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from sqlalchemy.pool import NullPool
 
 from flask_sequence import SequenceRun, Status
-from flask_sequence.engine import attempt, claiming, in_hand, patience, runner
+from flask_sequence.engine import attempt, claiming, failing, in_hand, patience
 from flask_sequence.rows import claims, own_connections
 from flask_sequence.runtime import Nudge, Runtime, runtime_of
 from flask_sequence.worker import keeper, post
@@ -74,7 +74,7 @@ class Simulation:
         for module in timed:
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.ticks))
         monkeypatch.setattr(keeper, "KEEP_SECONDS", 1e9)  # to connect takes longer than all else
-        for module in (claiming, patience, runner):
+        for module in (claiming, failing, patience):
             monkeypatch.setattr(
                 module, "pause", lambda tries: self.database.strangers.let_time_pass()
             )

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from flask_sequence import Status, StepRun, StepStatus
-from flask_sequence.engine import runner
+from flask_sequence.engine import failing
 from flask_sequence.engine.attempt import FRESH_TRIES
 from flask_sequence.engine.runner import advance
 from tests.conftest import create_tables
@@ -343,7 +343,7 @@ def test_a_statement_that_takes_longer_than_mariadb_allows(mariadb_stepping: Ste
 def test_a_row_that_mariadb_never_takes(
     mariadb_stepping: Stepping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "pause", lambda tries: None)
+    monkeypatch.setattr(failing, "pause", lambda tries: None)
     bodies = 0
 
     def body(step: t.Any) -> None:

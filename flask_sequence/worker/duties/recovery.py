@@ -94,8 +94,7 @@ class Freeing:
         unlocked = set(reads.lock(connection, [claim.id for claim in batch]))
         runtime, freed = self._post.runtime, []
         for claim in batch:
-            crashes = claim.crashes + 1
-            delay = None if crashes >= runtime.settings.max_crashes else crash_delay(crashes)
+            delay = crash_delay(claim.crashes + 1, most=runtime.settings.max_crashes)
             error = _crash_text(runtime, claim, self._reason)
             label = f"{claim.worker_id}:{claim.pid}"
             crash = moves.crash(claim, delay=delay, error=error, label=label)
