@@ -8,7 +8,7 @@ import weakref
 from celery.worker import request, state
 
 
-class NudgeRequest(request.Request):
+class _NudgeRequest(request.Request):
     """Celery's request, which is done at once while its worker has the same nudge in hand.
 
     Brokers deliver again, and the sweep sends again what it misses. Nothing can be lost with a
@@ -39,4 +39,4 @@ class NudgeRequest(request.Request):
         return self.body, header.get("eta"), header.get("retries")
 
 
-_in_hand: weakref.WeakValueDictionary[t.Hashable, NudgeRequest] = weakref.WeakValueDictionary()
+_in_hand: weakref.WeakValueDictionary[t.Hashable, _NudgeRequest] = weakref.WeakValueDictionary()

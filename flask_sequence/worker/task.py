@@ -82,7 +82,7 @@ def runtime_for(celery: Celery) -> Runtime | None:
     acks_late=False,
     reject_on_worker_lost=False,
     max_retries=None,
-    Request="flask_sequence.worker.repeats:NudgeRequest",
+    Request="flask_sequence.worker.repeats:_NudgeRequest",
 )
 def _advance(task: t.Any, /, *args: t.Any, **message: t.Any) -> None:
     """Perform what a nudge points at; ``flask_sequence.advance``."""

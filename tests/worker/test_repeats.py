@@ -12,7 +12,7 @@ from flask import Flask
 from kombu import Message
 
 from flask_sequence.runtime import TASK
-from flask_sequence.worker.repeats import NudgeRequest
+from flask_sequence.worker.repeats import _NudgeRequest
 from flask_sequence.worker.task import find_celery
 
 LATER = datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)
@@ -25,10 +25,10 @@ class Receiver:
         self._celery = find_celery(app)
         self.acknowledged: list[str] = []
 
-    def receive(self, version: int = 1, *, id: str = "n", **header: t.Any) -> NudgeRequest:
+    def receive(self, version: int = 1, *, id: str = "n", **header: t.Any) -> _NudgeRequest:
         nudge = {"format": 1, "id": 1, "version": version}
         sent = self._celery.amqp.as_task_v2(id, TASK, kwargs=nudge, **header)
-        request = NudgeRequest(
+        request = _NudgeRequest(
             Message(
                 body=json.dumps(sent.body),
                 headers=sent.headers,
@@ -84,4 +84,4 @@ def test_one_that_was_revoked_stays_revoked(receiver: Receiver) -> None:
 
 
 def test_the_task_receives_by_it(receiver: Receiver) -> None:
-    assert receiver._celery.tasks[TASK].Request == f"{NudgeRequest.__module__}:NudgeRequest"
+    assert receiver._celery.tasks[TASK].Request == f"{_NudgeRequest.__module__}:_NudgeRequest"
