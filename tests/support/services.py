@@ -57,7 +57,7 @@ def is_answering(url: str) -> bool:
 def _problem(url: str) -> str | None:
     scheme = urlsplit(url).scheme
     try:
-        if scheme in {"redis", "unix"}:
+        if scheme in {"redis", "rediss", "unix"}:
             with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
                 client.ping()
         elif scheme == "amqp":

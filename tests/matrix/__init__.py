@@ -1,0 +1,1 @@
+"""What flask-sequence is used with: releases of other packages, drivers, pools, places."""
