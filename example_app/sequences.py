@@ -53,7 +53,7 @@ class AssignMember(Step[ContactData]):
         """Count and choose while no other worker does."""
         message_id = self.data["message_id"]
         _lock_team(message_id)
-        is_open = and_(Message.member_id == Member.id, Message.done_at.is_(None))
+        is_open = and_(Message.member_id == Member.id, Message.answered_at.is_(None))
         member_id = db.session.scalar(
             select(Member.id)
             .outerjoin(Message, is_open)
