@@ -13,6 +13,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import typing as t
 from pathlib import Path
 
@@ -35,6 +36,7 @@ if t.TYPE_CHECKING:
 
     from flask import Flask
     from flask.testing import FlaskClient
+    from sqlalchemy import Table
     from werkzeug.test import TestResponse
 
 ADA = "Ada Lovelace <ada@example.com>"
@@ -118,6 +120,28 @@ def states(page: TestResponse) -> list[str]:
     return re.findall(r'data-state="(\w+)"', page.text)
 
 
+def visible(page: TestResponse) -> str:
+    """Read what a page shows, without its markup and what its attributes hold."""
+    body = page.text.partition("<main")[2]
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
+def set_run(app: Flask, **values: t.Any) -> None:
+    """Put the only run into a state that is hard to reach."""
+    with app.app_context():
+        runs = t.cast("Table", SequenceRun.__table__)
+        db.session.connection().execute(update(runs).values(**values))
+        db.session.commit()
+
+
+def press(client: FlaskClient, page: TestResponse, button: str) -> TestResponse:
+    """Press the first button of that name, and go where it leads."""
+    form = next(form for form in page.text.split("<form")[1:] if f">{button}" in form)
+    action = re.findall(r'action="([^"]+)"', form)[0]
+    names = re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', form)
+    return client.post(action, data=dict(names), follow_redirects=True)
+
+
 def advance(app: Flask) -> None:
     """Perform one step."""
     with contextlib.suppress(AssertionError):  # raised if there are more
@@ -195,6 +219,183 @@ def test_a_run_that_was_deleted_counts_as_finished(app: Flask, client: FlaskClie
         session["runs"] = [*session["runs"], 999]
     assert states(client.get("/thanks/999")) == ["finished"] * 4
     assert states(client.get(page))[0] == "queued"
+
+
+# Each state
+
+
+def full_disk(*_: object) -> t.NoReturn:
+    """Stand in for what writes a mail."""
+    raise OSError(28, "No space left on device")
+
+
+def arrive_at(state: str, app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bring the only run, which stands at its beginning, into a state at its third step."""
+    advance(app)
+    advance(app)
+    if state in ("retrying", "failed"):
+        with monkeypatch.context() as patch:
+            patch.setattr(mail, "_write", full_disk)
+            drain(app, ignore_due=state == "failed")
+    elif state == "paused":
+        set_run(app, status=Status.PAUSED)
+    elif state == "blocked":
+        set_run(app, status=Status.BLOCKED, due_at=None, error="No worker knows this step.")
+    elif state == "cancelled":
+        with app.app_context():
+            db.session.scalars(select(SequenceRun)).one().cancel()
+            db.session.commit()
+    elif state == "finished":
+        drain(app)
+
+
+@pytest.mark.parametrize(
+    ("state", "steps", "word", "lead", "listed"),
+    [
+        ("queued", "queued next", "Queued", "it is in the queue", "Step 3 of 4: queued"),
+        (
+            "retrying",
+            "retrying next",
+            "Trying again soon",
+            "need not write again",
+            r"Retrying “Notify the member”, next try \d\d:\d\d UTC : OSError: .* No space left",
+        ),
+        (
+            "failed",
+            "failed next",
+            "We need to look into this",
+            "stuck on our side",
+            "Failed at “Notify the member” : OSError: .* No space left on device Try again",
+        ),
+        (
+            "blocked",
+            "blocked next",
+            "We need to look into this",
+            "stuck on our side",
+            "Blocked at “Notify the member” : No worker knows this step.",
+        ),
+        ("paused", "paused next", "On hold", "on hold", "On hold at “Notify the member”"),
+        (
+            "cancelled",
+            "cancelled next",
+            "Stopped Send you a receipt Not done",
+            "Our team has stopped this",
+            "Cancelled at “Notify the member”",
+        ),
+        (
+            "finished",
+            "finished finished",
+            "Send you a receipt Done",
+            f"All done. A receipt is on its way to {VALUES['email']}.",
+            "Receipt sent",
+        ),
+    ],
+)
+def test_both_pages_tell_the_state(
+    app: Flask,
+    client: FlaskClient,
+    team: FlaskClient,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    steps: str,
+    word: str,
+    lead: str,
+    listed: str,
+) -> None:
+    location = send(client).location
+    arrive_at(state, app, monkeypatch)
+
+    page = client.get(location)
+    assert states(page) == ["finished", "finished", *steps.split()]
+    assert f"Notify them {word}" in visible(page) or word in visible(page)
+    assert lead in visible(page)
+    assert ("All done" in visible(page)) == (state == "finished")
+    assert ("You can close this page" in visible(page)) == (state in ("queued", "retrying"))
+    assert ("Send you a receipt Done" in visible(page)) == (state == "finished")
+    told = client.get(f"{location}.json").json
+    assert told is not None
+    assert told["lead"] in visible(page)
+    assert [step["state"] for step in told["steps"]] == states(page)
+    assert told["over"] == (state in ("finished", "cancelled"))
+
+    inbox = team.get("/inbox")
+    assert re.search(listed, visible(inbox))
+    assert ("Try again" in visible(inbox)) == (state == "failed")
+    assert "Open 1 Answered 0 All 1" in visible(inbox)
+
+
+def test_a_step_is_in_progress_while_it_runs(
+    app: Flask, client: FlaskClient, team: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = send(client).location
+    seen: list[tuple[list[str], str, str]] = []
+
+    def look(*_: object) -> None:
+        page = client.get(location)
+        seen.append((states(page), visible(page), visible(team.get("/inbox"))))
+
+    monkeypatch.setattr(mail, "_write", look)
+    drain(app)
+    assert [each[0] for each in seen] == [
+        ["finished", "finished", "running", "next"],
+        ["finished", "finished", "finished", "running"],
+    ]
+    assert "Notify them In progress" in seen[0][1]
+    assert "are working on it" in seen[0][1]
+    assert "Step 3 of 4: in progress" in seen[0][2]
+
+
+def test_nothing_is_said_to_be_in_progress_before_a_worker_comes(
+    app: Flask, client: FlaskClient, team: FlaskClient
+) -> None:
+    page = client.get(send(client).location)
+    assert "Save your message Queued" in visible(page)
+    assert "In progress" not in visible(page)
+    assert VALUES["subject"] in visible(page)
+
+    inbox = visible(team.get("/inbox"))
+    assert VALUES["subject"] in inbox
+    assert "Not saved yet Step 1 of 4: queued" in inbox
+    assert "Open 1 Answered 0 All 1" in inbox
+    assert "cup of tea" not in inbox
+    assert "cup of tea" in visible(team.get("/inbox?show=answered"))
+    drain(app)
+    inbox = visible(team.get("/inbox"))
+    assert "Not saved yet" not in inbox
+    assert "Open 1 Answered 0 All 1" in inbox
+
+
+def test_a_step_that_a_deploy_renamed_hides_no_progress(
+    app: Flask, client: FlaskClient, team: FlaskClient
+) -> None:
+    location = send(client).location
+    advance(app)
+    set_run(app, step="FindMember", status=Status.BLOCKED, due_at=None)
+    assert states(client.get(location)) == ["finished", "blocked", "next", "next"]
+    assert "Blocked at “FindMember”" in visible(team.get("/inbox"))
+    assert "Step 2 of 4" in visible(team.get("/inbox"))
+
+
+def test_a_late_retry_is_not_promised_for_the_past(
+    app: Flask, client: FlaskClient, team: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(client)
+    arrive_at("retrying", app, monkeypatch)
+    set_run(app, due_at=now() - LOGIN_TIME)
+    assert "next try now" in visible(team.get("/inbox"))
+
+
+def test_all_call_a_message_by_the_same_reference(
+    app: Flask, client: FlaskClient, team: FlaskClient
+) -> None:
+    location = send(client).location
+    found = re.search(r"Reference ([0-9A-F]{8}) ", visible(client.get(location)))
+    assert found is not None
+    assert found[0] in visible(team.get("/inbox"))
+    drain(app)
+    assert found[0] in visible(team.get("/inbox"))
+    contents = [message.get_content() for message in mails(app).values()]
+    assert [found[1] in content for content in contents] == [True, True]
 
 
 # Sent twice
@@ -287,6 +488,13 @@ def test_what_is_wrong_is_said_and_what_was_typed_is_kept(
     )
     with app.app_context():
         assert count(SequenceRun) == 0
+
+
+def test_what_is_wrong_is_summed_up(client: FlaskClient) -> None:
+    page = send(client, name="", subject="")
+    assert "Please fix 2 fields. Nothing you typed is lost." in visible(page)
+    assert '<a href="#name">Name: Please tell us your name.</a>' in page.text
+    assert "Please fix 1 field. Nothing" in visible(send(client, name=""))
 
 
 def test_limits_can_be_reached(app: Flask, client: FlaskClient) -> None:
@@ -439,10 +647,11 @@ def test_a_form_that_was_sent_already_is_not_counted(app: Flask, client: FlaskCl
 
 
 def test_a_brake_is_let_go_after_the_hour(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    hours = iter([7, 7, 7, 8])
-    monkeypatch.setattr(brake.time, "time", lambda: next(hours) * 3600.0)
     with app.app_context():
-        assert [brake.is_too_often("it", "me", 2) for _ in range(4)] == [False, False, True, False]
+        monkeypatch.setattr(time, "time", lambda: 7 * 3600.0)
+        assert [brake.is_too_often("it", "me", 2) for _ in range(3)] == [False, False, True]
+        monkeypatch.setattr(time, "time", lambda: 8 * 3600.0)
+        assert not brake.is_too_often("it", "me", 2)
         assert count(Tries) == 1
 
 
@@ -810,6 +1019,79 @@ def test_the_inbox_tells_how_far_a_message_is(
     assert listed["member"] == "Ada Lovelace"
 
 
+def test_the_team_tries_again_what_has_failed(
+    app: Flask, client: FlaskClient, team: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = send(client).location
+    arrive_at("failed", app, monkeypatch)
+    page = team.get("/inbox")
+    with app.app_context():
+        run_id = db.session.scalars(select(SequenceRun.id)).one()
+    action = f"/inbox/runs/{run_id}/retry"
+    assert team.post(action).status_code == 400
+    token = fields(team.get("/inbox"))["token"]
+    assert client.post(action, data={"token": token}).location == "/inbox/login"
+    assert team.post("/inbox/runs/999/retry", data={"token": token}).status_code == 404
+    assert "Failed at" in visible(team.get("/inbox"))
+
+    after = press(team, page, "Try again")
+    assert "Failed at" not in visible(after)
+    assert "Retrying “Notify the member”, next try now" in visible(after)
+    again = press(team, page, "Try again")
+    assert again.status_code == 200
+    assert "next try now" in visible(again)
+    drain(app)
+    assert states(client.get(location)) == ["finished"] * 4
+    assert len(mails(app)) == 2
+
+
+def test_what_failed_before_it_was_saved_is_not_lost(
+    app: Flask, client: FlaskClient, team: FlaskClient
+) -> None:
+    location = send(client).location
+    set_run(app, status=Status.FAILED, attempt=1, due_at=None, error="OSError: disk <full>")
+    page = team.get("/inbox")
+    assert VALUES["name"] in visible(page)
+    assert "“quoted” {braces} 100 %" in visible(page)
+    assert "Failed at “Save the message” : OSError: disk <full> Try again" in visible(page)
+    press(team, page, "Try again")
+    drain(app)
+    assert states(client.get(location)) == ["finished"] * 4
+
+
+def test_what_is_stuck_comes_first(
+    app: Flask, client: FlaskClient, team: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(client, subject="The first")
+    arrive_at("failed", app, monkeypatch)
+    send(client, subject="The second")
+    drain(app)
+    inbox = visible(team.get("/inbox"))
+    assert inbox.index("The first") < inbox.index("The second")
+
+
+def test_every_tab_has_its_count(app: Flask, client: FlaskClient, team: FlaskClient) -> None:
+    for _ in range(3):
+        send(client)
+    drain(app)
+    after = press(team, team.get("/inbox"), "Mark as answered")
+    for page in (after, team.get("/inbox?show=answered"), team.get("/inbox?show=all")):
+        assert "Open 2 Answered 1 All 3" in visible(page)
+    answered = visible(team.get("/inbox?show=answered"))
+    assert "Receipt sent Answered" in answered
+    assert "Done" not in answered
+
+
+def test_times_can_be_read_by_a_script(app: Flask, client: FlaskClient, team: FlaskClient) -> None:
+    send(client)
+    drain(app)
+    page = team.get("/inbox").text
+    with app.app_context():
+        moment = db.session.scalars(select(Message.created_at)).one()
+    assert f'<time datetime="{moment:%Y-%m-%dT%H:%M:%SZ}">{moment:%-d %b %Y, %H:%M} UTC<' in page
+    assert 'src="/static/times.js"' in page
+
+
 @pytest.mark.parametrize(
     "query",
     ["show=' OR 1=1--", "page=-1", "page=0", f"page={10**30}", "page=x", "show=%FF", "page=1e9"],
@@ -835,6 +1117,46 @@ def test_a_long_inbox_has_pages(app: Flask, team: FlaskClient) -> None:
     assert "Number 0." not in first
     assert "Number 0." in second
     assert "Page 2 of 2" in second
+
+
+# How it looks
+
+
+def test_what_is_not_there_is_said_plainly(client: FlaskClient) -> None:
+    page = client.get("/nowhere")
+    assert page.status_code == 404
+    assert "Not Found This page does not exist. Go to the contact form" in visible(page)
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of a colour, as WCAG 2 defines it."""
+    digits = colour if len(colour) == 6 else "".join(digit * 2 for digit in colour)
+    shares = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = (
+        share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+def test_colours_stand_out(mode: int) -> None:
+    style = (ROOT / "example_app/static/style.css").read_text()
+    colours = dict(re.findall(r"--([\w-]+): #(\w+);", style.split(":root {")[mode + 1]))
+    least = {
+        (4.5, "paper"): "ink soft accent",
+        (4.5, "card"): "ink soft accent good warn bad",
+        (4.5, "tint"): "ink soft",
+        (4.5, "good-tint"): "good",
+        (4.5, "warn-tint"): "ink warn",
+        (4.5, "bad-tint"): "ink bad",
+        (4.5, "accent"): "on-accent",
+        (3, "card "): "field",
+        (3, "paper "): "field",
+    }
+    for (ratio, ground), names in least.items():
+        for name in names.split():
+            pair = sorted(luminance(colours[each.strip()]) for each in (name, ground))
+            assert (pair[1] + 0.05) / (pair[0] + 0.05) >= ratio, (name, ground)
 
 
 # Setting it up
