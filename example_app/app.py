@@ -9,8 +9,9 @@ in the instance folder, and ``CELERY_BROKER_URL``, by default the embedded broke
 ``INBOX_PASSWORD``                    Of the team. Without one the inbox stays closed.
 ``LOGINS_PER_HOUR``                   20, from one network, whether the password is right or wrong.
 ``MESSAGES_PER_HOUR``                 10, from one network, and from one e-mail address.
-``PROXIES``                           0; how many proxies before the application are to be trusted:
-                                      they tell where a request came from.
+``PROXIES``                           0; how many proxies before the application are to be trusted
+                                      to tell where a request came from. With too small a number
+                                      all visitors count as one network.
 ``SESSION_COOKIE_SECURE``             False; set it to True where the pages are served by HTTPS.
 ``MAIL_SERVER``                       Without one the mails are files in the instance folder.
 ``MAIL_PORT``                         25

@@ -21,7 +21,7 @@ LIMITS = {
 }
 MISSING = {
     "name": "Please tell us your name.",
-    "email": "Please tell us the address that we can answer to.",
+    "email": "Please tell us the address that we can reply to.",
     "subject": "Please say in a few words what it is about.",
     "text": "Please write your message.",
 }
@@ -83,7 +83,7 @@ def find_problem(field: str, value: str) -> str | None:
     if field != "text" and any(unicodedata.category(c) in CONTROLS for c in value):
         return "Please write this in one line."
     if field == "email" and not _is_address(_ascii_address(value)):
-        return "This is not an e-mail address we can answer to, such as ada@example.com."
+        return "This is not an e-mail address we can reply to, such as ada@example.com."
     return None
 
 

@@ -20,16 +20,16 @@ if t.TYPE_CHECKING:
 RECEIPT = """\
 Hello,
 
-your message to us has arrived. {member} will answer it. Its reference number is {reference}.
+Your message to us has arrived. {member} will answer it. Its reference number is {reference}.
 
 You get this mail because someone entered your address in our contact form. If it was not you,
-there is nothing to do.
+you can ignore it.
 """
 
 NOTIFICATION = """\
 Hello {member},
 
-here is a message for you to answer. Its reference number is {reference}.
+Here is a message for you to answer. Its reference number is {reference}.
 
 {name} <{email}> wrote:
 
