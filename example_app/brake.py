@@ -42,9 +42,13 @@ def is_too_often(what: str, who: str, limit: int) -> bool:
 
 def visitor_network() -> str:
     """Return the network that the request came from: one home has many IPv6 addresses."""
-    address = request.remote_addr or ""
+    text = request.remote_addr or ""
     try:
-        parsed = ipaddress.ip_address(address)
+        address = ipaddress.ip_address(text)
     except ValueError:  # The server listens on a socket file, or does not tell.
-        return address
-    return str(ipaddress.ip_network((parsed, 64 if parsed.version == 6 else 32), strict=False))
+        return text
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))

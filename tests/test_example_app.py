@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, update
 
-from example_app import brake, create_app, forms, mail
+from example_app import brake, create_app, forms, mail, pages
 from example_app.extensions import db
 from example_app.models import Login, Member, Message, Tries, now
 from example_app.sequences import AssignMember, ContactForm, CreateMessage
@@ -628,6 +628,21 @@ def test_a_visitor_sends_so_many_messages_an_hour(app: Flask) -> None:
         assert count(SequenceRun) == 4
 
 
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_a_visitor_is_known_by_the_network(app: Flask, address: str, network: str) -> None:
+    with app.test_request_context(environ_base={"REMOTE_ADDR": address}):
+        assert brake.visitor_network() == network
+
+
 def test_an_address_gets_so_many_receipts_an_hour(app: Flask) -> None:
     app.config["MESSAGES_PER_HOUR"] = 2
     written = ["me@example.com", "ME@example.com", "me@EXAMPLE.com", "you@example.com"]
@@ -675,7 +690,7 @@ def test_a_brake_counts_those_who_come_at_once(app: Flask) -> None:
 
 
 def test_a_proxy_tells_the_address_only_if_it_is_trusted(tmp_path: Path) -> None:
-    for proxies, expected in ((0, "127.0.0.1/32"), (1, "192.0.2.7/32")):
+    for proxies, expected in ((0, "127.0.0.1"), (1, "192.0.2.7")):
         app = create_app({"INSTANCE_PATH": str(tmp_path), "PROXIES": proxies})
         app.add_url_rule("/network", view_func=brake.visitor_network)
         answer = app.test_client().get("/network", headers={"X-Forwarded-For": "192.0.2.7"})
@@ -1126,6 +1141,17 @@ def test_what_is_not_there_is_said_plainly(client: FlaskClient) -> None:
     page = client.get("/nowhere")
     assert page.status_code == 404
     assert "Not Found This page does not exist. Go to the contact form" in visible(page)
+
+
+def test_an_error_of_ours_is_not_shown(
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+    monkeypatch.setattr(pages, "_form", lambda *_: 1 / 0)
+    page = client.get("/")
+    assert page.status_code == 500
+    assert "Something went wrong on our side." in visible(page)
+    assert "division" not in page.text
 
 
 def luminance(colour: str) -> float:
