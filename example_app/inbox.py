@@ -143,6 +143,7 @@ def _as_dict(message: Message) -> dict[str, t.Any]:
         "text": message.text,
         "member": message.member.name if message.member else None,
         "answered": message.answered_at is not None,
-        "status": message.run.status if message.run else "finished",
-        "steps_done": steps_done(message.run),
+        "receipt": message.receipt_at is not None,
+        "status": message.run.status if message.run else None,
+        "steps_done": steps_done(message.run) if message.run else None,
     }

@@ -53,9 +53,10 @@ class Message(db.Model):  # type: ignore[name-defined, misc]
     subject: Mapped[str] = mapped_column(String(SUBJECT_LENGTH))
     text: Mapped[str] = mapped_column(Text())
     created_at: Mapped[datetime.datetime] = mapped_column(DateTime(timezone=True), default=now)
+    receipt_at: Mapped[datetime.datetime | None] = mapped_column(DateTime(timezone=True))
     answered_at: Mapped[datetime.datetime | None] = mapped_column(DateTime(timezone=True))
     member_id: Mapped[int | None] = mapped_column(ForeignKey("members.id"), index=True)
-    # Finished runs are deleted after a week; the message stays.
+    # Finished and cancelled runs are deleted after a week; the message stays.
     run_id: Mapped[int | None] = mapped_column(
         ForeignKey("sequence_runs.id", ondelete="SET NULL"), index=True
     )

@@ -30,6 +30,7 @@ STUCK = Words(
     "We have your message. Something is stuck on our side: our team sees it in its inbox, and you"
     " need not write again.",
 )
+DELETED = "This message was dealt with some time ago. Its steps are no longer kept."
 WORDS = {
     "queued": Words(
         "Queued",
@@ -53,29 +54,27 @@ WORDS = {
         "Stopped",
         "Our team has stopped this. If you still wait for an answer, please write again.",
     ),
-    "finished": Words("Done", "All done. We have sent you a receipt."),
+    "finished": Words("Done", "All done. A receipt is on its way to {email}."),
 }
 
 
-def state_of(run: SequenceRun | None) -> str:
+def state_of(run: SequenceRun) -> str:
     """Return the run's status, and for *waiting* its reason; a key of ``WORDS``.
 
-    :param run: The run; None: it was finished, and was deleted when its time was over.
+    :param run: The run.
     """
-    if run is None:
-        return "finished"
     if run.status is Status.WAITING:
         return "retrying" if run.attempt else "queued"
     return str(run.status)
 
 
-def steps_done(run: SequenceRun | None) -> int:
+def steps_done(run: SequenceRun) -> int:
     """Return how many steps are finished.
 
-    :param run: The run, or None.
+    :param run: The run.
     """
     names = ContactForm.step_names
-    if run is None or run.status is Status.FINISHED:
+    if run.status is Status.FINISHED:
         return len(names)
     if run.step in names:
         return names.index(run.step)
@@ -86,19 +85,17 @@ def steps_done(run: SequenceRun | None) -> int:
 def visitor_progress(run: SequenceRun | None) -> dict[str, t.Any]:
     """Return what the page of a visitor shows.
 
-    :param run: The run, or None.
+    :param run: The run; None: it has ended, and was deleted when its time was over.
     """
+    if run is None:
+        return {"over": True, "lead": DELETED, "steps": []}
     state = state_of(run)
     done = steps_done(run)
-    lead = WORDS[state].lead
-    if run is not None and state == "finished":
-        lead = f"All done. A receipt is on its way to {run.data['email']}."
     return {
-        "state": state,
-        "over": state in ("finished", "cancelled"),
-        "lead": lead,
-        "subject": run.data["subject"] if run else "",
-        "reference": reference_of(run.key or str(run.uid)) if run else "",
+        "over": run.status.final,
+        "lead": WORDS[state].lead.format(email=run.data["email"]),
+        "subject": run.data["subject"],
+        "reference": reference_of(run.key or str(run.uid)),
         "steps": [
             {"label": LABELS[name], **_step(at - done, state)}
             for at, name in enumerate(ContactForm.step_names)

@@ -10,7 +10,7 @@ from flask_sequence import BaseSequence, Step
 
 from . import mail
 from .extensions import db
-from .models import Member, Message
+from .models import Member, Message, now
 
 
 class ContactData(t.TypedDict):
@@ -92,6 +92,7 @@ class SendReceipt(MailStep):
         """Send the mail; after a crash it is the same one again."""
         message = db.session.get_one(Message, self.data["message_id"])
         mail.send(mail.receipt(message), self.idempotency_key)
+        message.receipt_at = now()
 
 
 class ContactForm(BaseSequence):

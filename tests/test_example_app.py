@@ -18,7 +18,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
 from example_app import brake, create_app, forms, mail, pages
 from example_app.extensions import db
@@ -213,12 +213,28 @@ def test_a_foreign_visitor_sees_nothing(app: Flask, client: FlaskClient) -> None
     assert stranger.get(page).status_code == 404
 
 
-def test_a_run_that_was_deleted_counts_as_finished(app: Flask, client: FlaskClient) -> None:
-    page = send(client).location
-    with client.session_transaction() as session:
-        session["runs"] = [*session["runs"], 999]
-    assert states(client.get("/thanks/999")) == ["finished"] * 4
-    assert states(client.get(page))[0] == "queued"
+@pytest.mark.parametrize("end", ["finished", "cancelled"])
+def test_nothing_is_made_up_when_a_run_was_deleted(
+    app: Flask, client: FlaskClient, team: FlaskClient, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    location = send(client).location
+    arrive_at(end, app, monkeypatch)
+    with app.app_context():
+        db.session.execute(update(Message).values(run_id=None))
+        runs = t.cast("Table", SequenceRun.__table__)
+        db.session.connection().execute(delete(runs))
+        db.session.commit()
+    page = client.get(location)
+    assert "was dealt with some time ago" in visible(page)
+    assert states(page) == []
+    told = client.get(f"{location}.json").json
+    assert told is not None
+    assert (told["over"], told["steps"]) == (True, [])
+    badge = "Receipt sent" if end == "finished" else "No receipt sent"
+    assert badge in visible(team.get("/inbox"))
+    listed = team.get("/inbox/messages.json").json
+    assert listed is not None
+    assert listed["messages"][0]["receipt"] == (end == "finished")
 
 
 # Each state

@@ -20,6 +20,7 @@ async function look() {
     if (answer.ok) {
       const progress = await answer.json();
       over = progress.over;
+      if (!progress.steps.length) location.reload();
       show(lead, progress.lead);
       progress.steps.forEach((step, number) => {
         const item = list.children[number];

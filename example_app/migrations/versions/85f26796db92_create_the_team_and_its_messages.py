@@ -46,6 +46,7 @@ def upgrade():
     sa.Column('subject', sa.String(length=150), nullable=False),
     sa.Column('text', sa.Text(), nullable=False),
     sa.Column('created_at', sa.DateTime(timezone=True), nullable=False),
+    sa.Column('receipt_at', sa.DateTime(timezone=True), nullable=True),
     sa.Column('answered_at', sa.DateTime(timezone=True), nullable=True),
     sa.Column('member_id', sa.Integer(), nullable=True),
     sa.Column('run_id', sa.BIGINT().with_variant(sa.INTEGER(), 'sqlite'), nullable=True),
