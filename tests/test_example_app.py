@@ -481,6 +481,7 @@ def test_a_reloaded_page_is_another_form(app: Flask, client: FlaskClient) -> Non
         ("email", "eve@example." + "\u212a" * 64, "not an e-mail address"),
         ("email", "eve@example\u3002com", "not an e-mail address"),
         ("email", "ſ@example.com", "not an e-mail address"),
+        ("email", "eve@ſite.com", "not an e-mail address"),
         ("subject", "", "what it is about"),
         ("subject", "Hello\nBcc: all@example.com", "in one line"),
         ("subject", "🦉" * 151, "at most 150"),
