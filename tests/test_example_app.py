@@ -1077,6 +1077,19 @@ def test_the_team_tries_again_what_has_failed(
     assert len(mails(app)) == 2
 
 
+def test_runs_of_other_sequences_are_not_the_teams(
+    app: Flask, client: FlaskClient, team: FlaskClient
+) -> None:
+    send(client)
+    set_run(app, sequence="Payroll", status=Status.FAILED, due_at=None)
+    page = team.get("/inbox")
+    assert "Nothing here" in visible(page)
+    with app.app_context():
+        run_id = db.session.scalars(select(SequenceRun.id)).one()
+    form = {"token": fields(page)["token"]}
+    assert team.post(f"/inbox/runs/{run_id}/retry", data=form).status_code == 404
+
+
 def test_what_failed_before_it_was_saved_is_not_lost(
     app: Flask, client: FlaskClient, team: FlaskClient
 ) -> None:
