@@ -25,7 +25,7 @@ from example_app.extensions import db
 from example_app.models import Login, Member, Message, Tries, now
 from example_app.sequences import AssignMember, ContactForm, CreateMessage
 from example_app.team import LOGIN_TIME
-from flask_sequence import SequenceRun, Status, StepRun, StepStatus
+from flask_sequence import BusyError, SequenceRun, Status, StepRun, StepStatus
 from flask_sequence.testing import drain
 from tests.support import services
 from tests.support.application import close_app
@@ -1075,6 +1075,20 @@ def test_the_team_tries_again_what_has_failed(
     drain(app)
     assert states(client.get(location)) == ["finished"] * 4
     assert len(mails(app)) == 2
+
+
+def test_a_run_that_is_locked_can_be_tried_again_later(
+    app: Flask, client: FlaskClient, team: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(run: SequenceRun) -> None:
+        raise BusyError("Another transaction holds it.")
+
+    send(client)
+    arrive_at("failed", app, monkeypatch)
+    monkeypatch.setattr(SequenceRun, "retry", refuse)
+    answer = press(team, team.get("/inbox"), "Try again")
+    assert answer.status_code == 503
+    assert "try again in a minute" in visible(answer)
 
 
 def test_runs_of_other_sequences_are_not_the_teams(
