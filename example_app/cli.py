@@ -9,6 +9,7 @@ from flask.cli import with_appcontext
 from sqlalchemy import select
 
 from .extensions import db
+from .forms import find_problem, tidy_line
 from .models import Member
 
 
@@ -18,8 +19,8 @@ from .models import Member
 def add_members(addresses: tuple[str, ...]) -> None:
     """Add members to the team that answers messages; who is in it already stays."""
     for address in addresses:
-        name, email = parseaddr(address)
-        if not (name and "@" in email):
+        name, email = (tidy_line(part) for part in parseaddr(address))
+        if find_problem("name", name) or find_problem("email", email):
             raise click.UsageError(f"Write {address!r} as 'Ada Lovelace <ada@example.com>'.")
         if db.session.scalar(select(Member.id).where(Member.email == email)) is None:
             db.session.add(Member(name=name, email=email))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import smtplib
+import ssl
 import typing as t
 import uuid
 from email.headerregistry import Address
@@ -17,16 +18,18 @@ if t.TYPE_CHECKING:
     from .models import Member, Message
 
 RECEIPT = """\
-Hello {name},
+Hello,
 
-your message “{subject}” has arrived. {member} will answer it.
+Your message to us has arrived. {member} will answer it. Its reference number is {reference}.
 
-This mail was sent since somebody gave your address in our contact form. If that was not you,
-there is nothing to do.
+You get this mail because someone entered your address in our contact form. If it was not you,
+you can ignore it.
 """
 
 NOTIFICATION = """\
 Hello {member},
+
+Here is a message for you to answer. Its reference number is {reference}.
 
 {name} <{email}> wrote:
 
@@ -35,14 +38,13 @@ Hello {member},
 
 
 def receipt(message: Message) -> EmailMessage:
-    """Make the mail to the sender. It does not hold the text: nobody can send theirs through us.
+    """Make the mail to the sender. It holds nothing that they typed: nobody can send through us.
 
     :param message: The message that arrived.
     """
-    mail = _mail(message.name, message.email, f"We have your message: {message.subject}")
+    mail = _mail(message.email, f"We have your message ({message.reference})")
     member = message.member.name if message.member else "Our team"
-    text = RECEIPT.format(name=message.name, subject=message.subject, member=member)
-    mail.set_content(text, cte="base64")
+    mail.set_content(RECEIPT.format(member=member, reference=message.reference), cte="base64")
     return mail
 
 
@@ -52,10 +54,14 @@ def notification(message: Message, member: Member) -> EmailMessage:
     :param message: The message that arrived.
     :param member: Who has to answer it.
     """
-    mail = _mail(member.name, member.email, f"For you: {message.subject}")
-    mail["Reply-To"] = _address(message.name, message.email)
+    mail = _mail(member.email, f"For you: {message.subject}")
+    mail["Reply-To"] = Address(addr_spec=message.email)
     text = NOTIFICATION.format(
-        member=member.name, name=message.name, email=message.email, text=message.text
+        member=member.name,
+        reference=message.reference,
+        name=message.name,
+        email=message.email,
+        text=message.text,
     )
     mail.set_content(text, cte="base64")
     return mail
@@ -77,36 +83,30 @@ def send(mail: EmailMessage, key: str) -> None:
         _write(mail, Path(current_app.instance_path, "mails"), f"{key}.eml")
 
 
-def _mail(name: str, email: str, subject: str) -> EmailMessage:
+def _mail(email: str, subject: str) -> EmailMessage:
     mail = EmailMessage(SMTP)  # Such a policy refuses a header with a line break in it.
     mail["From"] = current_app.config["MAIL_FROM"]
-    mail["To"] = _address(name, email)
-    mail["Subject"] = _literal(subject)
+    # Without a name: folded into several lines, a long one may be read as more addresses.
+    mail["To"] = Address(addr_spec=email)
+    # The email package would decode =?utf-8?q?x=0ABcc:...?= and so let a line break in.
+    mail["Subject"] = subject.replace("=?", "= ?")
     mail["Auto-Submitted"] = "auto-generated"
     return mail
-
-
-def _address(name: str, email: str) -> Address:
-    return Address(display_name=_literal(name), addr_spec=email)
-
-
-def _literal(text: str) -> str:
-    # The email package would decode =?utf-8?q?x=0ABcc:...?= and so let a line break in.
-    return text.replace("=?", "= ?")
 
 
 def _send(mail: EmailMessage, server: str) -> None:
     config = current_app.config
     with smtplib.SMTP(server, config["MAIL_PORT"], timeout=20) as smtp:
         if config["MAIL_USE_TLS"]:
-            smtp.starttls()
+            smtp.starttls(context=ssl.create_default_context())  # Without one it trusts anybody.
         if config["MAIL_USERNAME"]:
             smtp.login(config["MAIL_USERNAME"], config["MAIL_PASSWORD"])
         smtp.send_message(mail)
 
 
 def _write(mail: EmailMessage, folder: Path, name: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     hidden = folder / f".{uuid.uuid4()}"
+    hidden.touch(mode=0o600)
     hidden.write_bytes(mail.as_bytes())
     hidden.replace(folder / name)  # Nobody reads it half-written; an earlier one is replaced.

@@ -7,6 +7,7 @@ import typing as t
 from flask import (
     Blueprint,
     abort,
+    current_app,
     jsonify,
     redirect,
     render_template,
@@ -17,29 +18,16 @@ from flask import (
 from flask.typing import ResponseReturnValue
 from sqlalchemy import select
 
-from flask_sequence import SequenceRun, Status
+from flask_sequence import SequenceRun
 
+from .brake import is_too_often, visitor_network
 from .extensions import db
 from .forms import LIMITS, is_token, new_nonce, read_contact_form, token_for
 from .models import Message
+from .progress import visitor_progress
 from .sequences import ContactForm
 
 REMEMBERED = 20
-LABELS = {
-    "CreateMessage": "Your message is saved",
-    "AssignMember": "It has found somebody to answer it",
-    "NotifyMember": "They have been told",
-    "SendReceipt": "A receipt is on its way to you",
-}
-STATES = {
-    "done": "Done",
-    "running": "In progress",
-    "waiting": "In progress",
-    "retrying": "Trying again soon",
-    "next": "To come",
-    "failed": "We need to look into this",
-    "stopped": "Stopped",
-}
 
 pages = Blueprint("pages", __name__)
 
@@ -60,10 +48,23 @@ def send() -> ResponseReturnValue:
         return _form(new_nonce(), values, errors), 400
     if errors:
         return _form(nonce, values, errors), 422
-    run_id = _earlier_run(nonce) or _start(nonce, values)
+    run_id = _earlier_run(nonce)
+    if run_id is None:
+        if _is_too_often(values["email"]):
+            errors["form"] = "That is many messages in a short time. Please try again in an hour."
+            return _form(nonce, values, errors), 429
+        run_id = _start(nonce, values)
     sent = [number for number in session.get("runs", []) if number != run_id]
     session["runs"] = [*sent, run_id][-REMEMBERED:]
     return redirect(url_for("pages.thanks", run_id=run_id), 303)
+
+
+def _is_too_often(email: str) -> bool:
+    # Also by address, whoever sends them: nobody's mailbox is to be filled with receipts.
+    limit = current_app.config["MESSAGES_PER_HOUR"]
+    return is_too_often("message", visitor_network(), limit) or is_too_often(
+        "receipt", email.lower(), limit
+    )
 
 
 def _earlier_run(nonce: str) -> int | None:
@@ -84,7 +85,7 @@ def thanks(run_id: int) -> ResponseReturnValue:
 
 @pages.get("/thanks/<int:run_id>.json")
 def thanks_json(run_id: int) -> ResponseReturnValue:
-    """Give the same as JSON, for the page's script."""
+    """Return the same as JSON, for the page's script."""
     return jsonify(_progress(run_id))
 
 
@@ -102,26 +103,4 @@ def _form(nonce: str, values: dict[str, str], errors: dict[str, str]) -> str:
 def _progress(run_id: int) -> dict[str, t.Any]:
     if run_id not in session.get("runs", []):
         abort(404)
-    run = db.session.get(SequenceRun, run_id)
-    states = _states(run)
-    names = ContactForm.step_names
-    steps = [
-        {"label": LABELS[name], "state": state, "text": STATES[state]}
-        for name, state in zip(names, states, strict=True)
-    ]
-    over = set(states) == {"done"} or "stopped" in states
-    return {"over": over, "failed": "failed" in states, "steps": steps}
-
-
-def _states(run: SequenceRun | None) -> list[str]:
-    names = ContactForm.step_names
-    # A run that was here and is gone was finished, and deleted when its time was over.
-    if run is None or run.status is Status.FINISHED:
-        return ["done"] * len(names)
-    here = names.index(run.step) if run.step in names else 0
-    state = {
-        Status.RUNNING: "running",
-        Status.FAILED: "failed",
-        Status.CANCELLED: "stopped",
-    }.get(run.status, "retrying" if run.attempt else "waiting")
-    return ["done"] * here + [state] + ["next"] * (len(names) - here - 1)
+    return visitor_progress(db.session.get(SequenceRun, run_id))

@@ -10,7 +10,7 @@ from flask_sequence import BaseSequence, Step
 
 from . import mail
 from .extensions import db
-from .models import Member, Message
+from .models import Member, Message, now
 
 
 class ContactData(t.TypedDict):
@@ -53,7 +53,7 @@ class AssignMember(Step[ContactData]):
         """Count and choose while no other worker does."""
         message_id = self.data["message_id"]
         _lock_team(message_id)
-        is_open = and_(Message.member_id == Member.id, Message.done_at.is_(None))
+        is_open = and_(Message.member_id == Member.id, Message.answered_at.is_(None))
         member_id = db.session.scalar(
             select(Member.id)
             .outerjoin(Message, is_open)
@@ -92,6 +92,7 @@ class SendReceipt(MailStep):
         """Send the mail; after a crash it is the same one again."""
         message = db.session.get_one(Message, self.data["message_id"])
         mail.send(mail.receipt(message), self.idempotency_key)
+        message.receipt_at = now()
 
 
 class ContactForm(BaseSequence):

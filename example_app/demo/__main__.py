@@ -112,6 +112,7 @@ def _environment(folder: Path, password: str, options: argparse.Namespace) -> di
     env |= {
         "INSTANCE_PATH": str(folder),
         "FLASK_INBOX_PASSWORD": password,
+        "FLASK_MESSAGES_PER_HOUR": "1000",
         "FLASK_SEQUENCE_LEASE_SECONDS": str(LEASE_SECONDS),
         "FLASK_SEQUENCE_SWEEP_SECONDS": str(SWEEP_SECONDS),
         "PYTHONUNBUFFERED": "1",
