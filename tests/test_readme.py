@@ -27,26 +27,8 @@ from tests.support.workers import Worker
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
-PAGES = sorted([README, ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
-PRELUDE = """
-    import pathlib, smtplib
-    import app as readme
-    import pytest
-    from app import ContactForm, CreateMessage, Message, db
-    from celery import Celery
-    from flask_sequence import *
-    from flask_sequence.broker import embedded_config
-    from flask_sequence.testing import drain
-
-    made = readme.create_app
-    def create_app():
-        app = made()
-        app.extensions["celery"] = Celery()
-        return app
-    readme.create_app = create_app
-    app = made("sqlite://")
-"""
-"""What the code on the pages of docs/ may take for granted."""
+TESTING = ROOT / "docs" / "guide" / "testing.md"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -54,7 +36,26 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-WITH_CODE = [page for page in PAGES if page != README and blocks(page, "python")]
+def code(page: Path) -> list[str]:
+    """Give the Python of a page in its order, also what readers do not see.
+
+    A block that begins with the name of a file is that file, and not part of it.
+    """
+    found = re.findall(
+        r"^(?:```python\n(.*?)^```|<!-- invisible-code-block: python\n(.*?)^-->)",
+        page.read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    return [shown or hidden for shown, hidden in found if not file_name(shown)]
+
+
+def file_name(block: str) -> str | None:
+    """Give the name of the file that a block is, if it is one."""
+    name = re.match(r"# (\w+\.py)\n", block)
+    return name[1] if name else None
+
+
+WITH_CODE = [page for page in PAGES if page != README and code(page)]
 
 
 def table(page: Path, first: str) -> list[list[str]]:
@@ -75,9 +76,9 @@ def column(page: Path, first: str, heading: str) -> dict[str, str]:
     return {row[0].strip("`"): row[index].strip("`") for row in table(page, first)}
 
 
-def value_of(code: str) -> t.Any:
+def value_of(text: str) -> t.Any:
     """Give the value of a default as a table has it."""
-    return eval(code, {"timedelta": timedelta})
+    return eval(text, {"timedelta": timedelta})
 
 
 def environment() -> dict[str, str]:
@@ -109,12 +110,12 @@ def run_script(folder: Path, source: str) -> str:
 
 @pytest.fixture(scope="module")
 def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the application of the README, set up by the commands of the README."""
+    """The folder with the application of the README and its tests, set up as the README says."""
     folder = tmp_path_factory.mktemp("readme")
-    for block in blocks(README, "python"):
-        name = re.match(r"# (\w+\.py)\n", block)
-        assert name, f"a block without the name of its file cannot be executed:\n{block}"
-        (folder / name[1]).write_text(block)
+    for page in (README, TESTING):
+        for block in blocks(page, "python"):
+            if name := file_name(block):
+                (folder / name).write_text(block)
     assert {path.name for path in folder.iterdir()} == {"app.py", "conftest.py", "test_contact.py"}
     set_up = blocks(README, "console")[0]
     for line in set_up.splitlines():
@@ -166,12 +167,12 @@ def test_a_worker_started_as_written_runs_it(application: Path) -> None:
         wait_until(lambda: finished.search(run(application, "-m", *listed)), 20, interval=0.2)
 
 
-def test_the_tests_of_the_readme_pass(application: Path) -> None:
+def test_the_tests_of_the_guide_pass(application: Path) -> None:
     printed = run(application, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider")
     assert "2 passed" in printed
 
 
-def test_the_fixture_of_the_readme_leaves_nothing_behind(application: Path) -> None:
+def test_the_fixture_of_the_guide_leaves_nothing_behind(application: Path) -> None:
     twice = application / "test_twice.py"
     twice.write_text(
         textwrap.dedent(
@@ -208,40 +209,46 @@ def test_the_fixture_of_the_readme_leaves_nothing_behind(application: Path) -> N
     assert "2 passed" in run(application, "-m", "pytest", "-q", "-W", "error", twice.name)
 
 
+def test_the_code_of_the_readme_is_its_application() -> None:
+    assert code(README) == []
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "quickstart.md"], ids=lambda p: p.name)
+def test_three_lines_move_it_to_servers(application: Path, page: Path) -> None:
+    (diff,) = blocks(page, "diff")
+    lines = diff.splitlines()
+    assert len([line for line in lines if line[0] in "+-"]) == 3
+    before = "\n".join(line[1:] for line in lines if line[0] in " -")
+    after = "\n".join(line[1:] for line in lines if line[0] in " +")
+    source = (application / "app.py").read_text()
+    assert before in source
+    (application / "moved.py").write_text(source.replace(before, after))
+    run_script(
+        application,
+        """
+        from moved import create_app, db
+
+        app = create_app()
+        assert app.extensions["celery"].conf.broker_url == "redis://localhost:6379/0"
+        with app.app_context():
+            assert db.engine.dialect.name == "postgresql"
+        """,
+    )
+
+
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
 def test_the_code_of_a_page_runs(application: Path, page: Path) -> None:
-    body = "\n\n".join(blocks(page, "python"))
-    if page.name == "lifecycle.md":
-        body += textwrap.dedent(
-            """
-            class Import(BaseSequence):
-                steps = (ImportRows,)
-
-            db.create_all()
-            Import.start(rows=250)
-            order = Order(run=ContactForm.start(email="", text=""))
-            db.session.add(order)
-            db.session.commit()
-            assert order.run_id == order.run.id
-            assert drain(app) == 3
-            texts = db.session.scalars(db.select(Message.text)).all()
-            assert sorted(texts) == sorted(["", *(f"row {number}" for number in range(250))])
-            """
-        )
-    source = (
-        f"{textwrap.dedent(PRELUDE)}\nwith app.app_context():\n    db.create_all()\n"
-        f"{textwrap.indent(body, '    ')}"
-    )
-    (application / f"page_{page.stem.replace('-', '_')}.py").write_text(source)
-    run(application, "-W", "error", f"page_{page.stem.replace('-', '_')}.py")
+    script = application / f"page_{page.stem.replace('-', '_')}.py"
+    script.write_text("\n\n".join(code(page)))
+    run(application, "-W", "error", script.name)
 
 
 # Tables
 
 
-@pytest.mark.parametrize("page", [README, REFERENCE], ids=lambda page: page.name)
-def test_settings_are_those_of_the_code(page: Path) -> None:
-    defaults = {key: value_of(code) for key, code in column(page, "setting", "default").items()}
+def test_settings_are_those_of_the_code() -> None:
+    told = column(REFERENCE, "setting", "default")
+    defaults = {key: value_of(default) for key, default in told.items()}
     documented = re.findall(r"^    \"\"\"``(SEQUENCE_\w+)``", _source("config.py"), re.MULTILINE)
     assert list(defaults) == documented
     assert Settings.from_config(defaults) == Settings()
@@ -249,9 +256,9 @@ def test_settings_are_those_of_the_code(page: Path) -> None:
         assert Settings.from_config({key: value}) == Settings(), key
 
 
-@pytest.mark.parametrize("page", [README, REFERENCE], ids=lambda page: page.name)
-def test_options_are_those_of_the_code(page: Path) -> None:
-    defaults = {key: value_of(code) for key, code in column(page, "option", "default").items()}
+def test_options_are_those_of_the_code() -> None:
+    told = column(REFERENCE, "option", "default")
+    defaults = {key: value_of(default) for key, default in told.items()}
     assert list(defaults) == list(OPTIONS)
     assert defaults.pop("max_retries") == Settings().max_retries
     for option, value in defaults.items():
@@ -259,7 +266,7 @@ def test_options_are_those_of_the_code(page: Path) -> None:
 
 
 def test_lifecycle_is_that_of_the_code() -> None:
-    page = ROOT / "docs" / "lifecycle.md"
+    page = ROOT / "docs" / "explanation" / "lifecycle.md"
     rows = table(page, "status")
     told = {Status(name.strip("`")): set(re.findall(r"`(\w+)`", moves)) for name, _, moves in rows}
     assert told == {status: {str(move) for move in moves} for status, moves in MOVES.items()}
@@ -322,6 +329,6 @@ def test_links_lead_somewhere(page: Path) -> None:
     for link in links:
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        assert target.is_file(), link
+        assert target.is_file() or target.parent == ROOT / "docs" / "images", link
         assert ROOT in target.parents, link
         assert not anchor or anchor in _anchors(target), link
