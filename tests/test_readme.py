@@ -27,6 +27,7 @@ from tests.support.workers import Worker
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
+QUICKSTART = ROOT / "docs" / "quickstart.md"
 TESTING = ROOT / "docs" / "guide" / "testing.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
@@ -39,14 +40,15 @@ def blocks(page: Path, language: str) -> list[str]:
 def code(page: Path) -> list[str]:
     """Give the Python of a page in its order, also what readers do not see.
 
-    A block that begins with the name of a file is that file, and not part of it.
+    Of the README and the guide to tests, a block that begins with the name of a file is that file.
     """
     found = re.findall(
         r"^(?:```python\n(.*?)^```|<!-- invisible-code-block: python\n(.*?)^-->)",
         page.read_text(),
         re.MULTILINE | re.DOTALL,
     )
-    return [shown or hidden for shown, hidden in found if not file_name(shown)]
+    has_files = page in (README, TESTING)
+    return [shown or hidden for shown, hidden in found if not (has_files and file_name(shown))]
 
 
 def file_name(block: str) -> str | None:
@@ -55,7 +57,7 @@ def file_name(block: str) -> str | None:
     return name[1] if name else None
 
 
-WITH_CODE = [page for page in PAGES if page != README and code(page)]
+WITH_CODE = [page for page in PAGES if page not in (README, QUICKSTART) and code(page)]
 
 
 def table(page: Path, first: str) -> list[list[str]]:
@@ -209,11 +211,12 @@ def test_the_fixture_of_the_guide_leaves_nothing_behind(application: Path) -> No
     assert "2 passed" in run(application, "-m", "pytest", "-q", "-W", "error", twice.name)
 
 
-def test_the_code_of_the_readme_is_its_application() -> None:
-    assert code(README) == []
+def test_the_quickstart_has_the_application_of_the_readme() -> None:
+    assert blocks(QUICKSTART, "python") == blocks(README, "python")
+    assert [file_name(block) for block in blocks(README, "python")] == ["app.py"]
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "docs" / "quickstart.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [README, QUICKSTART], ids=lambda page: page.name)
 def test_three_lines_move_it_to_servers(application: Path, page: Path) -> None:
     (diff,) = blocks(page, "diff")
     lines = diff.splitlines()
@@ -303,6 +306,22 @@ def test_commands_are_those_of_the_code() -> None:
         long = {option for option in options if option.startswith("--")}
         told = set(re.findall(r"--\w+", usages[name]))
         assert told == long - ({"--directory"} if name == "init" else set()), name
+
+
+def test_messages_are_those_of_the_code() -> None:
+    page = ROOT / "docs" / "guide" / "troubleshooting.md"
+    ours = page.read_text().partition("## By message")[2].partition("### Celery's own")[0]
+    texts = [
+        node.value
+        for path in (ROOT / "flask_sequence").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    messages = re.findall(r"^\| `([^`]+)`", ours, re.MULTILINE)
+    assert len(messages) > 40
+    for message in messages:
+        for part in filter(None, (part.strip(" ,:;.()") for part in re.split("…|: ", message))):
+            assert any(part in text for text in texts), message
 
 
 def test_code_is_python() -> None:
