@@ -2,8 +2,9 @@
 
 import services
 from flask import Flask, request
-from flask_sequence import BaseSequence, Sequence, Step
 from flask_sqlalchemy import SQLAlchemy
+
+from flask_sequence import BaseSequence, Sequence, Step
 
 db = SQLAlchemy()
 
@@ -27,9 +28,10 @@ class Charge(Step):
     max_retries = 10
 
     def perform(self):
+        # The call comes first: no transaction is open while it takes its time.
+        charge_id = services.charge(self.data["amount"], key=self.idempotency_key)
         order = db.session.get_one(Order, self.data["order_id"])
-        order.charge_id = services.charge(order.amount, key=self.idempotency_key)
-        order.state = "paid"
+        order.charge_id, order.state = charge_id, "paid"
 
 
 class Confirm(Step):
@@ -57,7 +59,7 @@ def create_app(database="sqlite:///orders.db", **celery_settings):
         order = Order(email=request.form["email"], amount=int(request.form["amount"]))
         db.session.add(order)
         db.session.flush()
-        PlaceOrder.set(key=f"order-{order.id}").start(order_id=order.id)
+        PlaceOrder.start(order_id=order.id, amount=order.amount)
         db.session.commit()  # the order and its run, or neither
         return {"order": order.id}, 202
 
