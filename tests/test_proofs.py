@@ -53,6 +53,7 @@ def test_a_step_that_always_fails_is_given_up_when_the_pages_say() -> None:
 def test_each_duty_of_the_keeper_is_told() -> None:
     page = TEXTS[ROOT / "docs" / "explanation" / "how-it-works.md"]
     section = page.partition("## The keeper")[2].partition("\n## ")[0]
-    assert [duty.name for duty in DUTIES if duty.name not in section] == []
+    told = re.findall(r"^\| ([^|]*) \|", section, re.MULTILINE)
+    assert told[2:] == [duty.name for duty in DUTIES]
     assert "ten duties" in section
     assert len(DUTIES) == 10
