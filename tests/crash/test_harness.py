@@ -1,6 +1,7 @@
 """The harness can fail: with one mechanism switched off at least one check turns red.
 
-The table of docs/reliability.md, "The harness can fail", is the one of this module.
+The table of docs/explanation/how-it-is-tested.md, "The harness can fail", is the one of this
+module.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if t.TYPE_CHECKING:
     from flask import Flask
 
 Patch = pytest.MonkeyPatch
-DOCS = Path(__file__).parents[2] / "docs" / "reliability.md"
+DOCS = Path(__file__).parents[2] / "docs" / "explanation" / "how-it-is-tested.md"
 
 
 def no_version(patch: Patch) -> None:
@@ -71,7 +72,7 @@ def no_renewal(patch: Patch) -> None:
 
 
 def no_lapse(patch: Patch) -> None:
-    """The row of a worker counts for ever."""
+    """The row of a worker counts forever."""
     patch.setattr(reads, "orphans", lambda connection, **bounds: [])
 
 
@@ -87,7 +88,7 @@ def no_sweep(patch: Patch) -> None:
 
 
 def data_apart(patch: Patch) -> None:
-    """The data are saved right after the step's commit, in one of their own."""
+    """The data is saved right after the step's commit, in one of their own."""
     real = Fence.answered
 
     def answered(self: Fence, over: sa.Connection | None) -> None:
