@@ -1,4 +1,4 @@
-"""Write the parts of docs/reference/ that come from the code; they are committed, as a forge has them.
+"""Write the parts of docs/reference/ that come from the code; they are committed, for a forge.
 
 A part stands between ``<!-- generated: NAME -->`` and ``<!-- end generated -->``, where NAME is one
 of :data:`PARTS`, with an argument where it takes one.
@@ -18,6 +18,7 @@ import click
 import sqlalchemy as sa
 from flask.cli import ScriptInfo
 from sqlalchemy.dialects import postgresql
+from statuses import drawing
 
 import flask_sequence
 from flask_sequence import Step, errors, testing
@@ -28,7 +29,6 @@ from flask_sequence.definition.options import CELERY_OPTIONS, OPTIONS, StepOptio
 from flask_sequence.rows.models import MODELS
 from flask_sequence.sequence import PreparedSequence
 from flask_sequence.status import MOVES, Status, StepStatus
-from statuses import drawing
 
 DOCS = Path(__file__).parents[1]
 PACKAGE = Path(flask_sequence.__file__).parent
@@ -72,7 +72,11 @@ def _markdown(doc: str) -> str:
         elif part.startswith(":"):
             for name, told in re.findall(r"^:([^:]+): ((?:.|\n(?!:))*)", part, re.MULTILINE):
                 kind, _, subject = name.partition(" ")
-                words = {"param": f"`{subject}`", "raises": f"raises `{subject}`", "return": "returns"}
+                words = {
+                    "param": f"`{subject}`",
+                    "raises": f"raises `{subject}`",
+                    "return": "returns",
+                }
                 fields.append(f"- {words[kind]}: {_plain(told)}")
         elif not part.startswith((".. versionadded", "=")):
             paragraphs.append(_plain(part))
@@ -251,7 +255,7 @@ def _differences() -> dict[str, str]:
 
 def celery_options(_argument: str) -> str:
     """Make the table of Celery's options that a step has not."""
-    rows = [(f"`{name}`", _plain(cure)) for name, cure in CELERY_OPTIONS.items()]
+    rows = [(f"`{name}`", _plain(cure)) for name, cure in sorted(CELERY_OPTIONS.items())]
     return _table(("Celery's option", "instead"), *rows)
 
 
@@ -270,9 +274,9 @@ def _messages() -> dict[str, list[str]]:
     frames = {}
     for node in ast.parse((PACKAGE / "errors.py").read_text("utf-8")).body:
         for call in ast.walk(node) if isinstance(node, ast.ClassDef) else ():
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
-                if call.func.attr == "__init__":
-                    frames[node.name] = _template(call.args[0])
+            function = call.func if isinstance(call, ast.Call) else None
+            if isinstance(function, ast.Attribute) and function.attr == "__init__":
+                frames[node.name] = _template(call.args[0])
     found = {name: [] if frames.get(name, "…")[-1] == "…" else [frames[name]] for name in ERRORS}
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text("utf-8"))
@@ -310,7 +314,9 @@ def command(name: str) -> str:
     context = click.Context(found, info_name=f"flask sequence {name}", obj=ScriptInfo())
     context.max_content_width = 90
     text = f"```text\n{found.get_help(context)}\n```"
-    directive = f".. command:: flask_sequence.cli.{_variable(found)}\n   :prog: flask sequence {name}"
+    directive = (
+        f".. command:: flask_sequence.cli.{_variable(found)}\n   :prog: flask sequence {name}"
+    )
     return _forge(text) + _site("```{eval-rst}\n" + directive + "\n```")
 
 
@@ -355,7 +361,9 @@ def columns(name: str) -> str:
                 told.get(column.name, _told_otherwise(column)),
             )
         )
-    indexes = sorted(f"`{index.name}` ({', '.join(index.columns.keys())})" for index in table.indexes)
+    indexes = sorted(
+        f"`{index.name}` ({', '.join(index.columns.keys())})" for index in table.indexes
+    )
     listed = f"\n\nIndexes: {', '.join(indexes)}." if indexes else ""
     return _table(("column", "type on PostgreSQL", "what it is"), *rows) + listed
 
@@ -381,7 +389,9 @@ PARTS: t.Mapping[str, t.Callable[[str], str]] = {
 }
 """What can be generated; each takes what stands behind the colon of its argument."""
 
-_PART = re.compile(r"(<!-- generated: ([^:>]+?)(?:: (\S+))? -->\n).*?(<!-- end generated -->)", re.DOTALL)
+_PART = re.compile(
+    r"(<!-- generated: ([^:>]+?)(?:: (\S+))? -->\n).*?(<!-- end generated -->)", re.DOTALL
+)
 
 
 def filled(text: str) -> str:

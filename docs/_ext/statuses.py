@@ -84,6 +84,7 @@ def drawing() -> str:
         ]
     for x, y, anchor, words in WORDS:
         parts.append(
-            f'<text class="word" x="{x}" y="{y}" text-anchor="{anchor}" font-size="12">{words}</text>'
+            f'<text class="word" x="{x}" y="{y}" text-anchor="{anchor}" font-size="12">{words}'
+            "</text>"
         )
     return "\n".join([*parts, "</svg>", ""])
