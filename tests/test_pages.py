@@ -224,3 +224,19 @@ def test_every_page_is_named_in_the_index() -> None:
     named_there = re.findall(r"\]\(([\w/-]+\.md)\)", (DOCS / "index.md").read_text())
     pages = {str(page.relative_to(DOCS)) for page in PAGES if DOCS in page.parents}
     assert set(named_there) == pages - {"index.md"}
+
+
+# Pictures
+
+
+def test_the_pictures_read_on_a_light_and_on_a_dark_screen() -> None:
+    pictures = {path.name: path.read_text() for path in (DOCS / "images").glob("*.svg")}
+    assert {"picture.svg", "demo.svg", "statuses.svg"} <= pictures.keys()
+    for name, picture in pictures.items():
+        assert len(picture) <= 300_000, name
+        assert "<title" in picture, name
+        # A recording is dark on any screen; its own paper is the first thing that it draws.
+        assert "prefers-color-scheme: dark" in picture or name == "demo.svg", name
+        assert re.search(r'<rect (class="paper"|width="\d+" height="\d+" rx="8" fill=)', picture)
+    assert "kill -9 of the worker" in pictures["demo.svg"]
+    assert pictures["demo.svg"].count(">  ok ") == 7
