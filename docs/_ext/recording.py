@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import os
 import pty
 import re
@@ -75,7 +76,7 @@ def record() -> list[tuple[float, Screen]]:
 def hastened(screens: t.Sequence[tuple[float, Screen]]) -> list[tuple[float, Screen]]:
     """Shorten the pauses, then all of it to the length that is wanted."""
     at, times = 0.0, [0.0]
-    for (earlier, _), (later, _) in zip(screens, screens[1:], strict=False):
+    for (earlier, _), (later, _) in itertools.pairwise(screens):
         at += min(later - earlier, LONGEST_PAUSE)
         times.append(at)
     part = min(1.0, SECONDS / at)
