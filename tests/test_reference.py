@@ -94,6 +94,16 @@ def test_every_error_is_there() -> None:
         assert re.search(r"^\*\*What to do\.\*\* \S", section, re.MULTILINE), name
 
 
+def test_the_text_of_an_error_ends_with_its_place() -> None:
+    own = [cls for cls in ERRORS.values() if issubclass(cls, SequenceError)]
+    assert len(own) > 20
+    for cls in own:
+        error = cls.__new__(cls)
+        error.args = ("It is wrong.",)
+        assert str(error) == f"It is wrong. [docs: errors#{cls.__name__.lower()}]"
+        assert f"\n## {cls.__name__}\n" in read("errors.md")
+
+
 def test_every_setting_is_there() -> None:
     assert REFERENCE / "settings.md" in pages_with("setting")
     for page in pages_with("setting"):
