@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html.parser
 import os
 import subprocess
@@ -48,6 +49,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@functools.cache
+def links_of(path: Path) -> Links:
+    """Read a page of the site, once."""
+    return Links(path)
+
+
 def pages_of(site: Path) -> t.Iterator[Path]:
     """Give the pages that are made from docs/, not those of Sphinx's own."""
     for page in PAGES:
@@ -62,7 +69,7 @@ def test_it_has_every_page(site: Path) -> None:
 
 def test_it_works_from_a_folder(site: Path) -> None:
     for page in pages_of(site):
-        for link in Links(page).targets:
+        for link in links_of(page).targets:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
                 continue
@@ -70,7 +77,7 @@ def test_it_works_from_a_folder(site: Path) -> None:
             target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
             assert target.is_file(), f"{page}: {link}"
             if parts.fragment and target.suffix == ".html":
-                assert unquote(parts.fragment) in Links(target).anchors, f"{page}: {link}"
+                assert unquote(parts.fragment) in links_of(target).anchors, f"{page}: {link}"
 
 
 @pytest.mark.parametrize(

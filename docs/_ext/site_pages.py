@@ -53,6 +53,9 @@ def _relinked(text: str, source: str, folder: str) -> str:
         if "://" in path or not path:
             return found[0]
         target = posixpath.normpath(posixpath.join(source, path))
+        if target.endswith(".md") and "/" not in target and target not in MOVED:
+            file = posixpath.relpath(target, posixpath.join("docs", folder))
+            return f"{found[1]}path:{file})"  # a file to download, not a page
         moved = MOVED.get(target, posixpath.relpath(target, "docs"))
         return f"{found[1]}{posixpath.relpath(moved, folder or '.')}{hash_}{anchor})"
 
