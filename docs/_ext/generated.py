@@ -291,18 +291,27 @@ def _messages() -> dict[str, list[str]]:
 
 
 def error(name: str) -> str:
-    """Tell what one error is, and its messages."""
+    """Tell what one error is."""
     cls = ERRORS[name]
-    doc = inspect.getdoc(cls) or ""
     bases = " and ".join(f"`{base.__name__}`" for base in cls.__bases__)
     exported = name in flask_sequence.__all__
     where = "" if exported else " Not exported: you see it in a log or in `run.error`."
     article = "An" if re.match(r"`[AEIOU]", bases) else "A"
-    parts = [f"{_markdown(doc)}", f"{article} {bases}.{where}"]
-    messages = dict.fromkeys(_plain(text) for text in _messages()[name])
-    if messages:
-        parts.append("Its messages:\n\n" + "\n".join(f"> {text}\n" for text in messages).rstrip())
-    return "\n\n".join(parts)
+    return f"{_markdown(inspect.getdoc(cls) or '')}\n\n{article} {bases}.{where}"
+
+
+def messages(name: str) -> str:
+    """List the messages of one error."""
+    told = dict.fromkeys(_plain(text) for text in _messages()[name])
+    listed = "\n".join(f"- {_escaped(text)}" for text in told)
+    return f"Its messages:\n\n{listed}" if told else "It has no message of its own."
+
+
+def _escaped(text: str) -> str:
+    """Keep Markdown from taking a message's characters for its own, outside of code."""
+    parts = re.split(r"(`[^`]*`)", text)
+    parts[::2] = [re.sub(r"([*<]|\b_|_\b)", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 # Commands
@@ -382,6 +391,7 @@ PARTS: t.Mapping[str, t.Callable[[str], str]] = {
     "options": options,
     "celery options": celery_options,
     "error": error,
+    "messages": messages,
     "command": command,
     "statuses": statuses,
     "step statuses": step_statuses,
