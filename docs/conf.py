@@ -22,7 +22,6 @@ extensions = [
     "sphinx_design",
     "notfound.extension",
     "sphinx_reredirects",
-    "sphinxcontrib.mermaid",
     "sphinxext.opengraph",
     "site_pages",
 ]
@@ -34,7 +33,6 @@ if not (DOCS / "guide" / "contributing.md").exists():  # until all pages are the
     suppress_warnings += ["toc.not_readable", "toc.not_included", "myst.xref_missing"]
 
 myst_enable_extensions = ["alert", "colon_fence", "deflist"]
-myst_fence_as_directive = ["mermaid"]
 myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"

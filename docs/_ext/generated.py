@@ -32,6 +32,8 @@ from flask_sequence.status import MOVES, Status, StepStatus
 
 DOCS = Path(__file__).parents[1]
 PACKAGE = Path(flask_sequence.__file__).parent
+POSTGRESQL: sa.Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+NodeT = t.TypeVar("NodeT", bound=ast.AST)
 
 ERRORS: dict[str, type[BaseException]] = {
     name: value
@@ -268,24 +270,27 @@ def _template(node: ast.expr) -> str:
     return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
 
 
+def _nodes(path: Path, kind: type[NodeT]) -> list[NodeT]:
+    return [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, kind)]
+
+
 @functools.cache
 def _messages() -> dict[str, list[str]]:
     """Give the messages of each error, as the code has them."""
     frames = {}
-    for node in ast.parse((PACKAGE / "errors.py").read_text("utf-8")).body:
-        for call in ast.walk(node) if isinstance(node, ast.ClassDef) else ():
-            function = call.func if isinstance(call, ast.Call) else None
-            if isinstance(function, ast.Attribute) and function.attr == "__init__":
-                frames[node.name] = _template(call.args[0])
+    for cls in _nodes(PACKAGE / "errors.py", ast.ClassDef):
+        for call in (node for node in ast.walk(cls) if isinstance(node, ast.Call)):
+            if isinstance(call.func, ast.Attribute) and call.func.attr == "__init__":
+                frames[cls.name] = _template(call.args[0])
     found = {name: [] if frames.get(name, "…")[-1] == "…" else [frames[name]] for name in ERRORS}
     for path in sorted(PACKAGE.rglob("*.py")):
-        tree = ast.parse(path.read_text("utf-8"))
-        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imports = _nodes(path, ast.ImportFrom)
         ours = {x.name for node in imports if node.module == "errors" for x in node.names}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
-                name, template = node.func.id, _template(node.args[-1])
-                if name in ours & found.keys() and re.search(r"\w{3}", template):
+        for call in _nodes(path, ast.Call):
+            if isinstance(call.func, ast.Name) and call.func.id in ours & found.keys():
+                template = _template(call.args[-1]) if call.args else ""
+                if re.search(r"\w{3}", template):
+                    name = call.func.id
                     found[name].append(frames.get(name, "…")[:-1] + template)
     return found
 
@@ -310,7 +315,10 @@ def messages(name: str) -> str:
 def _escaped(text: str) -> str:
     """Keep Markdown from taking a message's characters for its own, outside of code."""
     parts = re.split(r"(`[^`]*`)", text)
-    parts[::2] = [re.sub(r"([*<]|\b_|_\b)", r"\\\1", part) for part in parts[::2]]
+    special = re.compile(r"[*<]|\b_+|_+\b")
+    parts[::2] = [
+        special.sub(lambda found: "\\" + "\\".join(found[0]), part) for part in parts[::2]
+    ]
     return "".join(parts)
 
 
@@ -362,7 +370,7 @@ def columns(name: str) -> str:
     told = _attributes(model)
     rows = []
     for column in table.columns:
-        kind = column.type.compile(dialect=postgresql.dialect()).lower()
+        kind = column.type.compile(dialect=POSTGRESQL).lower()
         rows.append(
             (
                 f"`{column.name}`",
