@@ -37,7 +37,7 @@ from tests.support.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-PAGES = sorted([README, ROOT / "CHANGELOG.md", *DOCS.rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 COMPLETE = (DOCS / "guide" / "contributing.md").exists()
 """Whether all pages are there."""
 
