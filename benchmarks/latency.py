@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from benchmarks.chain import Chain
 from benchmarks.contender import Contender, Show, bench_rows, new_place
 from benchmarks.ours import Beginning, FlaskSequence, db
-from benchmarks.report import OURS, Figure
+from benchmarks.plots import OURS
+from benchmarks.report import Figure
 from tests.support.waiting import wait_until
 
 if t.TYPE_CHECKING:

@@ -12,7 +12,8 @@ from benchmarks.chain import Chain, LateChain, LateRowChain, RowChain
 from benchmarks.contender import Contender, Show, new_place
 from benchmarks.floor import Floor
 from benchmarks.ours import FlaskSequence, WithoutBursts
-from benchmarks.report import Figure, curves_of
+from benchmarks.plots import cost_of
+from benchmarks.report import Figure
 
 CONTENDERS: dict[str, type[Contender]] = {
     "ours": FlaskSequence,
@@ -53,8 +54,8 @@ def race(scenario: str, options: argparse.Namespace, show: Show) -> t.Iterator[F
         name: [(steps, statistics.median(each)) for steps, each in sorted(by_steps.items())]
         for name, by_steps in costs.items()
     }
-    title = f"{scenario}: milliseconds for a step, by the steps of a run; {options.database}"
-    (options.output / f"{scenario}-cost.svg").write_text(curves_of(curves, title, log_x=True))
+    drawing = cost_of(curves, scenario, options.database)
+    (options.output / f"{scenario}-cost.svg").write_text(drawing)
 
 
 def measure(options: argparse.Namespace, kind: type[Contender], scenario: str, steps: int) -> float:

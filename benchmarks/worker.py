@@ -14,7 +14,8 @@ from pathlib import Path
 from benchmarks.chain import Chain
 from benchmarks.contender import Contender, Show, new_place
 from benchmarks.ours import KEPT, Changing, FlaskSequence, Keeping
-from benchmarks.report import OURS, Figure, curves_of
+from benchmarks.plots import OURS, curves_of
+from benchmarks.report import Figure
 from tests.support.waiting import meanwhile, wait_until
 from tests.support.workers import family_of
 

@@ -8,8 +8,13 @@ import typing as t
 class SequenceError(Exception):
     """The base of every error that flask-sequence raises.
 
+    Its text ends with the place in the documentation that tells causes and cure.
+
     .. versionadded:: 0.1
     """
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} [docs: errors#{type(self).__name__.lower()}]"
 
 
 class SetupError(SequenceError, RuntimeError):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import plots
 from tests.support import services
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,34 @@ def test_steps_per_second(tmp_path: Path) -> None:
     assert (ours["name"], floor["name"]) == ("flask-sequence", "bare connections")
     assert floor["ratios"][1] == pytest.approx(ours["spread"][1] / floor["spread"][1])
     assert "<svg" in (tmp_path / "rows-cost.svg").read_text()
+
+
+def test_the_plots_of_the_docs_show_the_figures_of_the_docs() -> None:
+    drawn = plots.of_docs()
+    assert drawn.keys() == {path.name for path in plots.PLOTS.glob("*.svg")}
+    for name, drawing in drawn.items():
+        assert (plots.PLOTS / name).read_text() == drawing, "run python -m benchmarks.plots"
+        assert "prefers-color-scheme: dark" in drawing
+
+
+def test_the_figures_of_the_plots_are_those_of_the_tables() -> None:
+    told = "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+    figures = json.loads((plots.PLOTS / "figures.json").read_text())
+    rates = figures["steps per second, 10 steps per run"].values()
+    shown = [(spread, ",.0f") for spreads in rates for spread in spreads.values()]
+    for costs in figures["milliseconds per step, by run length"].values():
+        shown += [(spread, ".2f") for by_steps in costs.values() for spread in by_steps.values()]
+    assert len(shown) == 16 + 4 * 16
+    for (low, middle, high), form in shown:
+        assert f"| {middle:{form}} ({low:{form}} to {high:{form}}) |" in told
+
+
+def test_bars_stand_in_order_with_the_floor_apart() -> None:
+    spreads = {"slow": (1.0, 2.0, 3.0), plots.FLOOR: (9.0, 9.0, 9.0), "fast": (7.0, 8.0, 9.0)}
+    drawing = plots.bars_of(spreads, plots.title_of("empty", "sqlite", "steps/s"))
+    assert drawing.index(">fast<") < drawing.index(">slow<") < drawing.index(plots.FLOOR)
+    drawing = plots.bars_of(spreads, plots.title_of("latency", "redis", "ms"))
+    assert drawing.index(">slow<") < drawing.index(">fast<") < drawing.index(plots.FLOOR)
 
 
 @pytest.mark.full

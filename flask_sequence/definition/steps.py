@@ -103,8 +103,8 @@ class Step(t.Generic[DataT]):
     ``autoretry_for``          exceptions        any              none in Celery; when set, another
                                                  ``Exception``    exception fails the run at once
     ``dont_autoretry_for``     exceptions        ()               none
-    ``max_retries``            number, or None   25, see SEQUENCE 3 in Celery; attempts are one
-                               for ever          _MAX_RETRIES     more; crashes are counted apart
+    ``max_retries``            number, or None   25: that of the  3 in Celery; attempts are one
+                               for ever          settings         more; crashes are counted apart
     ``retry_backoff``          True, False or    True: 1 s        False in Celery; the first delay,
                                seconds                            doubled from retry to retry
     ``retry_backoff_max``      seconds           600 s            none

@@ -158,8 +158,8 @@ class TestUnknownOptions:
     def test_one_of_celery_in_a_class(self, option: str) -> None:
         with pytest.raises(errors.UnknownOptionError) as caught:
             a_step(**{option: 5})
-        assert str(caught.value) == (
-            f"SendReceipt: {option!r} is Celery's and has no effect here. {CELERY_OPTIONS[option]}"
+        assert caught.value.args == (
+            f"SendReceipt: {option!r} is Celery's and has no effect here. {CELERY_OPTIONS[option]}",
         )
 
     @pytest.mark.parametrize("option", sorted(CELERY_OPTIONS.keys() - {"bind"}))
@@ -187,7 +187,7 @@ class TestUnknownOptions:
 
     def test_an_option_of_another_call(self) -> None:
         error = unknown_option("set()", "countdwn", ("key", "countdown"))
-        assert str(error) == "set() has no option 'countdwn'. Did you mean 'countdown'?"
+        assert error.args == ("set() has no option 'countdwn'. Did you mean 'countdown'?",)
 
     def test_attributes_of_the_user_are_left_alone(self) -> None:
         cls = a_step(
