@@ -158,17 +158,15 @@ class Runtime:
         :param options: The options of the step.
         :param chosen: What ``set()`` chose for the run.
         """
-        return options.queue or (chosen or {}).get("queue") or self.default_queue
+        default = self.default_queue  # always: a start is where a wrong Celery is refused
+        return options.queue or (chosen or {}).get("queue") or default
 
     @property
     def default_queue(self) -> str:
         """``SEQUENCE_QUEUE``, or where Celery routes our task."""
         if self._default_queue is None:
-            name = self.settings.queue
-            if name is None:
-                queue = self.celery.amqp.router.route({}, TASK)["queue"]
-                name = str(getattr(queue, "name", queue))
-            self._default_queue = name
+            celery = self.celery
+            self._default_queue = self.settings.queue or _routed_queue(celery)
         return self._default_queue
 
     def rides(self, delay: float) -> bool:
@@ -211,6 +209,18 @@ class Runtime:
             countdown=countdown,
             redirect=redirect,
         )
+
+
+def _routed_queue(celery: Celery) -> str:
+    try:
+        route = celery.amqp.router.route({}, TASK, (), {}, celery.tasks[TASK])
+    except KeyError as error:
+        raise SetupError(
+            f"Celery cannot route the task {TASK}: {error.args[0]}, and task_create_missing_queues"
+            " is off. Add the queue to task_queues, or name another one by SEQUENCE_QUEUE."
+        ) from error
+    queue = route.get("queue") or celery.conf.task_default_queue
+    return str(getattr(queue, "name", queue))
 
 
 def runtime_of(app: Flask) -> Runtime:

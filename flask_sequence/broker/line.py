@@ -152,6 +152,9 @@ class Line:
             declare=[] if nudge.queue in self._declared else None,  # None: its queue
             serializer=self._serializer,
             queue=nudge.queue,
+            # Past every exchange: a route of the application's may name another one.
+            exchange="",
+            routing_key=nudge.queue,
             priority=self._priority(nudge.priority),
             countdown=nudge.countdown or None,
             time_limit=nudge.time_limit,

@@ -28,7 +28,7 @@ from ..rows.liveness import watch_connections
 from ..runtime import TASK, Runtime, WorkerProcess
 from .duties import RENEW_LEASE
 from .keeper import Keeper
-from .task import known_runtimes, runtime_for
+from .task import known_runtimes, runtime_for, runtime_of_worker
 
 if t.TYPE_CHECKING:
     from celery import Celery
@@ -93,10 +93,10 @@ _main_pids: set[int] = set()
 
 @signals.worker_init.connect(weak=False)
 def _on_init(sender: t.Any, **_: t.Any) -> None:
-    runtime = runtime_for(sender.app)
-    if runtime is None:
-        return
     try:
+        runtime = runtime_of_worker(sender.app)
+        if runtime is None:
+            return
         _prepare(runtime, _time_limit(sender))
     except SetupError as error:
         # Any other exception Celery would log, and start without.
