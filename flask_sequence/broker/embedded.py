@@ -139,7 +139,7 @@ def _broker_in_environment() -> bool:
 
 
 def _named_settings(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """Read Celery's settings among the keys of a Flask app, by their old names and their new ones."""
+    """Read Celery's settings from the keys of a Flask app, by their old and their new names."""
     named = {}
     for key, value in config.items():
         name = key.removeprefix("CELERY_").lower() if key.startswith("CELERY_") else ""
