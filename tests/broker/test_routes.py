@@ -14,7 +14,7 @@ from flask_sequence.broker import embedded_config
 from flask_sequence.rows.models import FORMAT
 from flask_sequence.runtime import TASK
 from tests.support.application import db
-from tests.support.services import Broker
+from tests.support.services import Broker, make_broker
 from tests.support.starts import TwoSteps
 
 MakeApp = t.Callable[..., Flask]
@@ -114,14 +114,20 @@ def test_a_queue_of_the_step_goes_before_every_route(
 
 
 @pytest.fixture
-def configure(broker: Broker, make_app: MakeApp, sqlite_url: str, tmp_path: Path) -> MakeApp:
+def configure(broker: Broker, make_app: MakeApp, sqlite_url: str, tmp_path: Path) -> t.Iterator[MakeApp]:
     """The function that makes an application on a broker of each kind, with settings of Celery."""
 
     def make(**settings: t.Any) -> Flask:
         base = embedded_config(tmp_path / "broker") if broker.url is None else broker.config()
-        return make_app(sqlite_url, {**(base or {}), **settings})
+        apps.append(make_app(sqlite_url, {**(base or {}), **settings}))
+        return apps[-1]
 
-    return make
+    apps: list[Flask] = []
+    yield make
+    for app in apps if broker.kind == "rabbitmq" else ():
+        with celery_app(app).connection_for_write() as connection:
+            for name in (f"{broker.queue}_all", f"{broker.queue}_chosen_media"):
+                t.cast("t.Any", Exchange)(name, channel=connection.default_channel).delete()
 
 
 def check(app: Flask, expected: str, **options: t.Any) -> None:
@@ -131,6 +137,25 @@ def check(app: Flask, expected: str, **options: t.Any) -> None:
         db.session.commit()
         assert run.queue == expected
         assert arrived(app, expected) == {"format": FORMAT, "id": run.id, "version": 0}
+
+
+def test_a_delay_is_not_left_to_quorum_queues(
+    make_app: MakeApp, sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = make_broker("rabbitmq")
+    for exchange_type in ("direct", "topic"):
+        name = f"{broker.queue}_{exchange_type}"
+        exchange = Exchange(broker.queue_named(exchange_type), type=exchange_type, auto_delete=True)
+        arguments = {"x-queue-type": "quorum"}
+        queue = Queue(name, exchange, routing_key=name, queue_arguments=arguments)
+        app = make_app(sqlite_url, broker.config(task_queues=[queue], task_default_queue=name))
+        with app.app_context():
+            for delay in (0.5, 3, None):
+                run = TwoSteps.set(countdown=delay).start()
+                db.session.commit()
+            assert arrived(app, name)["id"] == run.id
+    broker.clear()
+    assert caplog.records == []
 
 
 def test_a_missing_queue_is_named(make_app: MakeApp, sqlite_url: str) -> None:
