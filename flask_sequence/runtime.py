@@ -122,6 +122,12 @@ class Runtime:
         return bool(self.celery.conf.task_always_eager)
 
     @property
+    def publishes(self) -> bool:
+        """Whether commits in this process send messages."""
+        chosen = self.settings.publish
+        return (self.worker is not None or not self.app.testing) if chosen is None else chosen
+
+    @property
     def worker_id(self) -> str | None:
         """The id under which this process claims runs."""
         return self.stand_in_id if self.worker is None else self.worker.id

@@ -203,7 +203,7 @@ def publish(runtime: Runtime, nudges: t.Sequence[Nudge]) -> None:
         return
     if runtime.is_eager:
         _perform_eagerly(runtime, nudges)
-    else:
+    elif runtime.publishes:
         publisher_of(runtime).publish(nudges[:MOST_NUDGES])
 
 

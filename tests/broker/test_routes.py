@@ -114,7 +114,9 @@ def test_a_queue_of_the_step_goes_before_every_route(
 
 
 @pytest.fixture
-def configure(broker: Broker, make_app: MakeApp, sqlite_url: str, tmp_path: Path) -> t.Iterator[MakeApp]:
+def configure(
+    broker: Broker, make_app: MakeApp, sqlite_url: str, tmp_path: Path
+) -> t.Iterator[MakeApp]:
     """The function that makes an application on a broker of each kind, with settings of Celery."""
 
     def make(**settings: t.Any) -> Flask:
