@@ -66,7 +66,8 @@ class Sequence:
         :param db: See the class.
         :param celery: See the class.
         :raises SetupError: If Flask-SQLAlchemy was not initialised first, this extension was
-            already, the engine commits by itself, or ``app`` is no application.
+            already, the engine commits by itself, its driver is not supported, or ``app`` is no
+            application.
         :raises ConfigError: If a ``SEQUENCE_*`` setting is misspelt or cannot be used.
 
         .. versionadded:: 0.1
@@ -89,6 +90,8 @@ class Sequence:
         if settings.bind_key is None:
             _refuse_autocommit(app)
         join_metadata(db, settings.bind_key)
+        with app.app_context():  # before the application's first savepoint, for SQLite
+            meet(db.engines[settings.bind_key])
         runtime = Runtime(
             app=app,
             settings=settings,
@@ -100,8 +103,6 @@ class Sequence:
         )
         app.extensions["sequence"] = runtime
         register(runtime)
-        with app.app_context():  # before the application's first savepoint, for SQLite
-            meet(db.engines[settings.bind_key])
         _warn_of_forgotten_commits(app, db)
         app.cli.add_command(sequence_cli)
 

@@ -219,7 +219,8 @@ class Runtime:
 
 def _routed_queue(celery: Celery) -> str:
     try:
-        route = celery.amqp.router.route({}, TASK, (), {}, celery.tasks[TASK])
+        task: t.Any = celery.tasks[TASK]
+        route = celery.amqp.router.route({}, TASK, (), {}, task)
     except KeyError as error:
         raise SetupError(
             f"Celery cannot route the task {TASK}: {error.args[0]}, and task_create_missing_queues"

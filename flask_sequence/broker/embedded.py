@@ -10,7 +10,7 @@ import typing as t
 import weakref
 
 from celery import Celery, Task, _state
-from celery.app.defaults import _TO_NEW_KEY, SETTING_KEYS
+from celery.app import defaults
 from flask import Flask
 
 from .transport import POLLING_SECONDS
@@ -140,11 +140,11 @@ def _broker_in_environment() -> bool:
 
 def _named_settings(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Read Celery's settings from the keys of a Flask app, by their old and their new names."""
-    named = {}
+    named, old_names = {}, t.cast(t.Any, defaults)._TO_NEW_KEY
     for key, value in config.items():
         name = key.removeprefix("CELERY_").lower() if key.startswith("CELERY_") else ""
-        if name not in SETTING_KEYS:
-            name = _TO_NEW_KEY.get(key, "") if key.startswith(("CELERY", "BROKER_")) else ""
+        if name not in defaults.SETTING_KEYS:
+            name = old_names.get(key, "") if key.startswith(("CELERY", "BROKER_")) else ""
         if name and value is not None:
             named[name] = value
     return named
