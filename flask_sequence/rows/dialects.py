@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import pathlib
 import typing as t
 
 import sqlalchemy as sa
@@ -316,6 +317,12 @@ def is_memory(engine: sa.Engine) -> bool:
     name = engine.url.database or ""
     in_memory = name in {"", ":memory:"} or "mode=memory" in str(engine.url)
     return engine.dialect.name == "sqlite" and in_memory
+
+
+def is_missing_file(engine: sa.Engine) -> bool:
+    """Tell whether a database is a file that is not there, which to connect would create."""
+    name = engine.url.database or ""
+    return engine.dialect.name == "sqlite" and not pathlib.Path(name.removeprefix("file:")).exists()
 
 
 def most_connections(engine: sa.Engine) -> int | None:
