@@ -319,6 +319,14 @@ def is_memory(engine: sa.Engine) -> bool:
     return engine.dialect.name == "sqlite" and in_memory
 
 
+def blocks_greenlets(engine: sa.Engine) -> bool:
+    """Tell whether a driver waits for its server without letting other greenlets go on."""
+    if engine.dialect.driver == "psycopg2":
+        extensions: t.Any = getattr(engine.dialect.dbapi, "extensions", None)
+        return extensions.get_wait_callback() is None  # psycogreen sets one
+    return engine.dialect.driver == "mysqldb"
+
+
 def is_missing_file(engine: sa.Engine) -> bool:
     """Tell whether a database is a file that is not there, which to connect would create."""
     name = engine.url.database or ""
