@@ -240,6 +240,16 @@ def _commits_by_itself(connection: sa.Connection) -> bool:
     return getattr(driver, "autocommit", False) is True
 
 
+def commit_each(connection: sa.Connection) -> None:
+    """Let each statement be committed by itself.
+
+    :param connection: A connection on which we have begun no transaction.
+    """
+    driver: t.Any = connection.connection.dbapi_connection
+    driver.rollback()  # what listens to its pool may have begun one
+    connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
 @contextlib.contextmanager
 def short_transaction(bind: sa.Engine | sa.Connection) -> t.Iterator[sa.Connection]:
     """Run one short transaction, committed at the end, rolled back on an error.
@@ -272,7 +282,7 @@ def single_statements(bind: sa.Engine | sa.Connection) -> t.Iterator[sa.Connecti
             if connection.dialect.name != "sqlite":
                 refuse_autocommit(connection)
             if not is_mysql(connection):
-                connection.execution_options(isolation_level="AUTOCOMMIT")
+                commit_each(connection)
             with connection.begin():
                 yield connection
 
