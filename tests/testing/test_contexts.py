@@ -37,7 +37,7 @@ def test_a_request_inside_a_context_of_the_test(
             with app.app_context():
                 return serve(*args)
 
-        app.wsgi_app = serve_in_a_context_of_its_own  # type: ignore[method-assign]
+        t.cast("t.Any", app).wsgi_app = serve_in_a_context_of_its_own
     with app.app_context():
         run_id = app.test_client().post("/start").get_json()["run"]
         mine = TwoSteps.start(note="of the test")
