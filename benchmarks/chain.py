@@ -33,7 +33,7 @@ def make_flask(place: Place) -> Flask:
 
 
 def make_celery(place: Place, late: bool) -> Celery:
-    app = Celery("bench")
+    app = Celery("bench", set_as_current=False)  # other contenders have their own
     broker = place.broker or embedded_config(Path(place.folder) / "chain")
     app.conf.update(broker, task_ignore_result=True, task_acks_late=late)
     if late:

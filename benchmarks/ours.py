@@ -76,6 +76,7 @@ def create_app(place: Place | None = None) -> Flask:
     app.config.update(
         SQLALCHEMY_DATABASE_URI=place.database,
         TESTING=True,
+        SEQUENCE_PUBLISH=True,
         **place.settings,
     )
     if place.broker is not None:

@@ -41,7 +41,7 @@ from .errors import (
     UnknownOptionError,
     UnknownSequenceError,
 )
-from .extension import Sequence
+from .extension import Sequence, celery_app
 from .rows.models import SequenceRun, StepRun
 from .sequence import BaseSequence
 from .status import Status, StepStatus
@@ -80,5 +80,6 @@ __all__ = [
     "StepStatus",
     "UnknownOptionError",
     "UnknownSequenceError",
+    "celery_app",
     "step",
 ]

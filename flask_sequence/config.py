@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import functools
+import logging
 import math
 import typing as t
 from dataclasses import dataclass
 from datetime import timedelta
 
 from .errors import ConfigError
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
 
 _PREFIX = "SEQUENCE_"
 _NEAR = 0.77
@@ -32,6 +35,9 @@ class Settings:
     """``SEQUENCE_BIND_KEY``: the bind that holds the tables; ``None`` is the default one."""
     queue: str | None = None
     """``SEQUENCE_QUEUE``: the queue of steps that name none; ``None`` is Celery's default."""
+    publish: bool | None = None
+    """``SEQUENCE_PUBLISH``: whether commits send messages or leave runs to the sweep; ``None``:
+    unless ``TESTING`` is set."""
     max_retries: int | None = 25
     """``SEQUENCE_MAX_RETRIES``: retries of steps that name no number; ``None`` is for ever."""
     max_crashes: int = 5
@@ -52,14 +58,14 @@ class Settings:
     def from_config(cls, config: t.Mapping[str, t.Any]) -> Settings:
         """Read and check the settings of an application.
 
-        :param config: ``app.config``. Keys that are missing take their defaults, and ``SEQUENCE_*``
-            keys that resemble none of the settings are left to the application.
+        :param config: ``app.config``. Keys that are missing take their defaults. A ``SEQUENCE_*``
+            key that resembles none of the settings is left to the application, with a warning.
         :return: The settings.
         :raises ConfigError: If a value cannot be used, or a key looks like a misspelt setting.
 
         .. versionadded:: 0.1
         """
-        _refuse_misspelt_keys(config)
+        _check_keys(config)
         values = {}
         for key, (field, check) in _SETTINGS.items():
             if key in config:
@@ -70,7 +76,7 @@ class Settings:
         return cls(**values)
 
 
-def _refuse_misspelt_keys(config: t.Iterable[str]) -> None:
+def _check_keys(config: t.Iterable[str]) -> None:
     settings = {key.removeprefix(_PREFIX): key for key in _SETTINGS}
     for key in config:
         if key.startswith(_PREFIX) and key not in _SETTINGS:
@@ -80,12 +86,30 @@ def _refuse_misspelt_keys(config: t.Iterable[str]) -> None:
             if near:
                 meant = " or ".join(settings[known] for known in near)
                 raise ConfigError(key, f"is no setting; did you mean {meant}?")
+            logger.warning(
+                "%s is no setting of flask-sequence and does nothing; the nearest one is %s. Give"
+                " keys of your own another prefix.",
+                key,
+                settings[max(settings, key=functools.partial(_likeness, name))],
+            )
+
+
+def _likeness(name: str, known: str) -> tuple[int, float]:
+    """Compare two names by the words that they share, then by their letters."""
+    words = set(name.split("_")) & set(known.split("_"))
+    return len(words), difflib.SequenceMatcher(None, name, known).ratio()
 
 
 def _names(value: t.Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(n, str) and n for n in value):
         raise ValueError('must be a tuple of module names, for example ("app.sequences",)')
     return tuple(value)
+
+
+def _optional_flag(value: t.Any) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise ValueError("must be True, False or None")
+    return value
 
 
 def _optional_name(value: t.Any) -> str | None:
@@ -118,6 +142,7 @@ _SETTINGS: dict[str, tuple[str, t.Callable[[t.Any], t.Any]]] = {
     "SEQUENCE_IMPORTS": ("imports", _names),
     "SEQUENCE_BIND_KEY": ("bind_key", _optional_name),
     "SEQUENCE_QUEUE": ("queue", _optional_name),
+    "SEQUENCE_PUBLISH": ("publish", _optional_flag),
     "SEQUENCE_MAX_RETRIES": ("max_retries", functools.partial(_whole, least=0, optional=True)),
     "SEQUENCE_MAX_CRASHES": ("max_crashes", functools.partial(_whole, least=1)),
     "SEQUENCE_LEASE_SECONDS": ("lease_seconds", functools.partial(_seconds, least=1)),

@@ -15,7 +15,7 @@ from .engine.transaction import uncommitted
 from .errors import InvalidStepError, SetupError
 from .rows.listeners import meet
 from .rows.models import join_metadata
-from .runtime import Runtime
+from .runtime import Runtime, runtime_of
 from .worker import signals as signals
 from .worker.task import find_celery, publish, register
 
@@ -32,7 +32,8 @@ class Sequence:
     :param db: The application's Flask-SQLAlchemy; by default the one that it was given to.
     :param celery: The application's Celery; by default ``app.extensions["celery"]``, looked up
         when it is first needed. Where there is none, one is made from ``app.config["CELERY"]``,
-        or on a broker in the instance folder that needs no server.
+        or on a broker in the instance folder that needs no server; unless the process has a Celery
+        application that somebody else made, which is to be passed then.
     :raises SetupError: See :meth:`init_app`.
     :raises ConfigError: See :meth:`init_app`.
 
@@ -65,7 +66,8 @@ class Sequence:
         :param db: See the class.
         :param celery: See the class.
         :raises SetupError: If Flask-SQLAlchemy was not initialised first, this extension was
-            already, the engine commits by itself, or ``app`` is no application.
+            already, the engine commits by itself, its driver is not supported, or ``app`` is no
+            application.
         :raises ConfigError: If a ``SEQUENCE_*`` setting is misspelt or cannot be used.
 
         .. versionadded:: 0.1
@@ -88,6 +90,8 @@ class Sequence:
         if settings.bind_key is None:
             _refuse_autocommit(app)
         join_metadata(db, settings.bind_key)
+        with app.app_context():  # before the application's first savepoint, for SQLite
+            meet(db.engines[settings.bind_key])
         runtime = Runtime(
             app=app,
             settings=settings,
@@ -97,25 +101,26 @@ class Sequence:
             publish=publish,
             celery_app=celery or self._celery_app,
         )
-        app.extensions = Extensions({**app.extensions, "sequence": runtime})
+        app.extensions["sequence"] = runtime
         register(runtime)
-        with app.app_context():  # before the application's first savepoint, for SQLite
-            meet(db.engines[settings.bind_key])
         _warn_of_forgotten_commits(app, db)
         app.cli.add_command(sequence_cli)
 
 
-class Extensions(dict[str, t.Any]):
-    """``app.extensions``, with a Celery application for whoever asks for one.
+def celery_app(app: Flask) -> Celery:
+    """Return the Celery application that runs the sequences of a Flask application.
 
-    So that ``celery_app = app.extensions["celery"]`` gives ``celery -A`` what it looks for, also
-    where the application sets up none of its own, and may still do so after this extension.
+    So a module for ``celery -A`` holds ``celery = celery_app(flask_app)``.
+
+    :param app: The application, known to :class:`Sequence`.
+    :return: The one that was given, or the one in ``app.extensions["celery"]``, or one that is made
+        now; from then on it is in ``app.extensions["celery"]``.
+    :raises SetupError: If the process has a Celery application that the extension was not given, or
+        the extension has not been initialised with ``app``.
+
+    .. versionadded:: 0.1
     """
-
-    def __missing__(self, key: str) -> t.Any:
-        if key != "celery":
-            raise KeyError(key)
-        return self["sequence"].celery
+    return runtime_of(app).celery
 
 
 def _refuse_autocommit(app: Flask) -> None:

@@ -122,6 +122,12 @@ class Runtime:
         return bool(self.celery.conf.task_always_eager)
 
     @property
+    def publishes(self) -> bool:
+        """Whether commits in this process send messages."""
+        chosen = self.settings.publish
+        return (self.worker is not None or not self.app.testing) if chosen is None else chosen
+
+    @property
     def worker_id(self) -> str | None:
         """The id under which this process claims runs."""
         return self.stand_in_id if self.worker is None else self.worker.id
@@ -158,17 +164,15 @@ class Runtime:
         :param options: The options of the step.
         :param chosen: What ``set()`` chose for the run.
         """
-        return options.queue or (chosen or {}).get("queue") or self.default_queue
+        default = self.default_queue  # always: a start is where a wrong Celery is refused
+        return options.queue or (chosen or {}).get("queue") or default
 
     @property
     def default_queue(self) -> str:
         """``SEQUENCE_QUEUE``, or where Celery routes our task."""
         if self._default_queue is None:
-            name = self.settings.queue
-            if name is None:
-                queue = self.celery.amqp.router.route({}, TASK)["queue"]
-                name = str(getattr(queue, "name", queue))
-            self._default_queue = name
+            celery = self.celery
+            self._default_queue = self.settings.queue or _routed_queue(celery)
         return self._default_queue
 
     def rides(self, delay: float) -> bool:
@@ -211,6 +215,19 @@ class Runtime:
             countdown=countdown,
             redirect=redirect,
         )
+
+
+def _routed_queue(celery: Celery) -> str:
+    try:
+        task: t.Any = celery.tasks[TASK]
+        route = celery.amqp.router.route({}, TASK, (), {}, task)
+    except KeyError as error:
+        raise SetupError(
+            f"Celery cannot route the task {TASK}: {error.args[0]}, and task_create_missing_queues"
+            " is off. Add the queue to task_queues, or name another one by SEQUENCE_QUEUE."
+        ) from error
+    queue = route.get("queue") or celery.conf.task_default_queue
+    return str(getattr(queue, "name", queue))
 
 
 def runtime_of(app: Flask) -> Runtime:

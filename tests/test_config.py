@@ -17,6 +17,7 @@ def test_the_defaults() -> None:
         imports=(),
         bind_key=None,
         queue=None,
+        publish=None,
         max_retries=25,
         max_crashes=5,
         lease_seconds=30,
@@ -33,6 +34,9 @@ def test_the_defaults() -> None:
         ("SEQUENCE_IMPORTS", ["app.one", "app.two"], "imports", ("app.one", "app.two")),
         ("SEQUENCE_BIND_KEY", "other", "bind_key", "other"),
         ("SEQUENCE_QUEUE", "mail", "queue", "mail"),
+        ("SEQUENCE_PUBLISH", True, "publish", True),
+        ("SEQUENCE_PUBLISH", False, "publish", False),
+        ("SEQUENCE_PUBLISH", None, "publish", None),
         ("SEQUENCE_MAX_RETRIES", 0, "max_retries", 0),
         ("SEQUENCE_MAX_RETRIES", None, "max_retries", None),
         ("SEQUENCE_MAX_CRASHES", 1, "max_crashes", 1),
@@ -62,6 +66,8 @@ def test_a_key_fills_its_field(key: str, value: t.Any, field: str, read: t.Any) 
         ("SEQUENCE_IMPORTS", (re,), "must be a tuple of module names"),
         ("SEQUENCE_BIND_KEY", "", "must be a name or None"),
         ("SEQUENCE_QUEUE", 1, "must be a name or None"),
+        ("SEQUENCE_PUBLISH", "no", "must be True, False or None, not 'no'."),
+        ("SEQUENCE_PUBLISH", 0, "must be True, False or None, not 0."),
         ("SEQUENCE_MAX_RETRIES", -1, "must be a whole number from 0 or None, not -1."),
         ("SEQUENCE_MAX_RETRIES", True, "must be a whole number from 0 or None"),
         ("SEQUENCE_MAX_RETRIES", 2.0, "must be a whole number"),
@@ -112,7 +118,29 @@ def test_a_misspelt_key_names_the_right_one(key: str, meant: str) -> None:
     assert caught.value.key == key
 
 
-def test_other_keys_are_left_to_the_application() -> None:
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("SEQUENCE_LEASE_TIMEOUT", "SEQUENCE_LEASE_SECONDS"),
+        ("SEQUENCE_DEFAULT_QUEUE", "SEQUENCE_QUEUE"),
+        ("SEQUENCE_SWEEP_INTERVAL", "SEQUENCE_SWEEP_SECONDS"),
+        ("SEQUENCE_BURST_TIME", "SEQUENCE_BURST_SECONDS"),
+        ("SEQUENCE_KEEP_CRASHES", "SEQUENCE_MAX_CRASHES"),
+        ("SEQUENCE_DATABASE_BIND", "SEQUENCE_BIND_KEY"),
+        ("SEQUENCE_BYTES", "SEQUENCE_MAX_DATA_BYTES"),
+        ("SEQUENCE_IMPORTED_MODULES", "SEQUENCE_IMPORTS"),
+    ],
+)
+def test_any_other_key_is_warned_of_with_the_nearest(
+    key: str, nearest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert Settings.from_config({key: 1}) == Settings()
+    (record,) = caplog.records
+    assert f"{key} is no setting of flask-sequence" in record.getMessage()
+    assert f"nearest one is {nearest}." in record.getMessage()
+
+
+def test_other_keys_are_left_to_the_application(caplog: pytest.LogCaptureFixture) -> None:
     others = {
         "SEQUENCE_PAGE_SIZE": 10,
         "SEQUENCE_EXPORTS": "x",
@@ -124,6 +152,7 @@ def test_other_keys_are_left_to_the_application() -> None:
         "CONSEQUENCE_QUEUE": 1,
     }
     assert Settings.from_config(others) == Settings()
+    assert len(caplog.records) == 6
 
 
 def test_every_setting_has_one_key() -> None:

@@ -23,6 +23,7 @@ from flask_sequence import (
     SequenceRun,
     SetupError,
     Status,
+    celery_app,
     step,
 )
 from flask_sequence.broker import embedded_config
@@ -160,8 +161,8 @@ def test_a_given_celery_goes_before_all_others() -> None:
     Sequence(to_class, celery=given)
     Sequence().init_app(to_init, celery=given)
     for app in (to_class, to_init):
-        assert runtime_of(app).celery is given
-    assert to_init.extensions["celery"] is given
+        assert celery_app(app) is given
+    assert "celery" not in to_init.extensions
 
 
 def test_the_current_app_of_celery_may_be_given() -> None:
@@ -193,14 +194,20 @@ def test_the_embedded_broker_is_the_default(tmp_path: Path) -> None:
 
 def test_whoever_asks_for_celery_gets_it() -> None:
     app = app_with_database(CELERY={"broker_url": "memory://"})
+    extensions = app.extensions
     Sequence(app)
-    # To ask whether it is there makes none: the application may still put its own there.
-    assert app.extensions.get("celery") is None
-    celery = app.extensions["celery"]
+    assert app.extensions is extensions
+    assert type(extensions) is dict
+    assert set(extensions) == {"sqlalchemy", "sequence"}
+    celery = celery_app(app)
     assert isinstance(celery, Celery)
     assert celery is runtime_of(app).celery
-    with pytest.raises(KeyError, match="flask-admin"):
-        app.extensions["flask-admin"]
+    assert extensions["celery"] is celery
+
+
+def test_whoever_asks_without_the_extension_is_told_so() -> None:
+    with pytest.raises(SetupError, match=r"call sequence\.init_app\(app\)"):
+        celery_app(new_app())
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -209,16 +216,17 @@ def test_celery_finds_it_in_a_module(tmp_path: Path, own: bool) -> None:
         textwrap.dedent(
             f"""
             from celery import Celery
+            from flask_sequence import celery_app
             from tests.support.application import create_app
             flask_app = create_app("sqlite:///x.sqlite", {{"broker_url": "memory://"}})
             if {own}:
                 flask_app.extensions["celery"] = Celery("theirs", broker="memory://")
-            celery_app = flask_app.extensions["celery"]
+            celery = celery_app(flask_app)
             """
         )
     )
     done = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "wsgi_module", "report"],
+        [sys.executable, "-m", "celery", "-A", "wsgi_module:celery", "report"],
         env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""},
         cwd=tmp_path,
         capture_output=True,

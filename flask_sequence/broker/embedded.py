@@ -10,6 +10,7 @@ import typing as t
 import weakref
 
 from celery import Celery, Task, _state
+from celery.app import defaults
 from flask import Flask
 
 from .transport import POLLING_SECONDS
@@ -54,9 +55,10 @@ def embedded_config(folder: pathlib.Path) -> dict[str, t.Any]:
 def make_celery(app: Flask) -> Celery:
     """Make the Celery app of a Flask app that has none, as Flask's documentation does.
 
-    Its settings are ``app.config["CELERY"]``; without them, the broker that Celery's own
-    environment variables name (``CELERY_BROKER_URL``); without these, the embedded broker in the
-    instance folder. Tasks run in an app context.
+    Its settings are ``app.config["CELERY"]``, and those keys of ``app.config`` that Celery knows by
+    their names, such as ``CELERY_BROKER_URL``. Where none of them names a broker, it is the one of
+    Celery's own environment variables, or else the embedded one in the instance folder. Tasks run
+    in an app context.
 
     It becomes Celery's default app, so that ``shared_task`` works, unless the process has a
     Celery app that somebody else made: then it is used by flask-sequence only.
@@ -67,22 +69,45 @@ def make_celery(app: Flask) -> Celery:
     .. versionadded:: 0.1
     """
     celery = Celery(app.name, task_cls=_context_task(app), set_as_current=False)
-    config = app.config.get("CELERY")
+    config, named = app.config.get("CELERY"), _named_settings(app.config)
     if config:
-        celery.config_from_object(config)
-    elif _broker_in_environment():
+        celery.config_from_object({**named, **config} if isinstance(config, t.Mapping) else config)
+    elif "broker_url" in named or _broker_in_environment():
         celery.config_from_object(
-            {"broker_connection_retry_on_startup": True, "task_ignore_result": True}
+            {"broker_connection_retry_on_startup": True, "task_ignore_result": True, **named}
         )
     else:
         folder = pathlib.Path(app.instance_path) / "sequence_broker"
-        celery.config_from_object(embedded_config(folder))
+        celery.config_from_object({**embedded_config(folder), **named})
         _to_warn.add(celery)
-    if not _process_has_own_celery():
+    if not foreign_celeries():
         celery.set_default()
     _made.add(celery)
     app.extensions["celery"] = celery
     return celery
+
+
+def is_made(celery: Celery) -> bool:
+    """Tell whether a Celery app was made by :func:`make_celery`.
+
+    :param celery: The Celery app.
+    """
+    return celery in _made
+
+
+def foreign_celeries() -> list[Celery]:
+    """Give the Celery apps of this process that somebody else made for all of it.
+
+    Those are the ones that became Celery's current or default app. It is not asked which one is
+    current now: that differs from thread to thread.
+    """
+    state: t.Any = _state
+    return [
+        celery
+        for celery in list(state._get_active_apps())
+        if celery not in _made
+        and (celery.set_as_current or (celery is state.default_app and celery.main != "default"))
+    ]
 
 
 def check_folders(celery: Celery) -> None:
@@ -113,11 +138,16 @@ def _broker_in_environment() -> bool:
     return any(os.environ.get(name) for name in names)
 
 
-def _process_has_own_celery() -> bool:
-    """Tell whether there is an app that is neither one of ours nor Celery's own stopgap."""
-    state: t.Any = _state
-    current = state._tls.current_app or state.default_app
-    return current is not None and current not in _made and current.main != "default"
+def _named_settings(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Read Celery's settings from the keys of a Flask app, by their old and their new names."""
+    named, old_names = {}, t.cast(t.Any, defaults)._TO_NEW_KEY
+    for key, value in config.items():
+        name = key.removeprefix("CELERY_").lower() if key.startswith("CELERY_") else ""
+        if name not in defaults.SETTING_KEYS:
+            name = old_names.get(key, "") if key.startswith(("CELERY", "BROKER_")) else ""
+        if name and value is not None:
+            named[name] = value
+    return named
 
 
 def warn_embedded(app: Flask) -> None:

@@ -52,6 +52,8 @@ class Line:
     def send(self, nudges: t.Sequence[Nudge], until: float) -> int:
         """Send nudges until they are sent, or the time is up.
 
+        One with a countdown is left to the sweep where queues keep no short delays.
+
         :param nudges: What to send.
         :param until: When to stop, by the monotonic clock.
         :return: How many were sent.
@@ -59,6 +61,8 @@ class Line:
         """
         sent = 0
         try:
+            if self._delays_badly:
+                nudges = [nudge for nudge in nudges if not nudge.countdown]
             size = BATCH if len(nudges) > 1 and self._sends_batches else 1
             for first in range(0, len(nudges), size):
                 if time.monotonic() > until:
@@ -99,6 +103,13 @@ class Line:
         bound.declare()
         # Not passive: to Redis an empty queue is one that is not there.
         return int(bound.queue_declare().message_count)
+
+    @property
+    def _delays_badly(self) -> bool:
+        # Of quorum queues Celery has RabbitMQ keep delays, in whole seconds and for topics only.
+        driver, queues = self._open().connection.transport.driver_type, self._celery.amqp.queues
+        arguments = (queue.queue_arguments or {} for queue in queues.values())
+        return driver == "amqp" and any(a.get("x-queue-type") == "quorum" for a in arguments)
 
     @property
     def _sends_batches(self) -> bool:
@@ -152,6 +163,9 @@ class Line:
             declare=[] if nudge.queue in self._declared else None,  # None: its queue
             serializer=self._serializer,
             queue=nudge.queue,
+            # Past every exchange: a route of the application's may name another one.
+            exchange="",
+            routing_key=nudge.queue,
             priority=self._priority(nudge.priority),
             countdown=nudge.countdown or None,
             time_limit=nudge.time_limit,

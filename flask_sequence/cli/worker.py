@@ -45,7 +45,7 @@ def worker(ctx: click.Context, options: tuple[str, ...]) -> None:
         raise click.UsageError(
             "gevent and eventlet have to replace Python's blocking calls before anything else is"
             " imported: start the worker by 'celery -A MODULE worker', where MODULE holds"
-            ' celery_app = app.extensions["celery"].'
+            " celery = celery_app(app)."
         )
     celery = runtime_of(load_application(ctx)).celery
     # Flask keeps an app context active around commands, and the worker's children would

@@ -29,6 +29,7 @@ import typing as t
 import sqlalchemy as sa
 
 from ..rows.dialects import (
+    commit_each,
     good_connection,
     is_memory,
     refuse_autocommit,
@@ -128,7 +129,7 @@ class KeptConnection:
             if self._connection is None:
                 self._connection = self._engine.connect()
                 refuse_autocommit(self._connection)
-                self._connection.execution_options(isolation_level="AUTOCOMMIT")
+                commit_each(self._connection)
             with good_connection(self._connection):
                 yield self._connection
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import types
 import typing as t
 import uuid
@@ -94,6 +95,16 @@ def plain_text(column: sa.ColumnElement[t.Any]) -> sa.ColumnElement[str]:
     return _Plain(column)
 
 
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+
+
+def _escape(text: str) -> str:
+    """Write JSON in ASCII."""
+    return (
+        text if text.isascii() else _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    )
+
+
 class DataText(sa.types.TypeDecorator[t.Mapping[str, t.Any]]):
     """Data, as JSON. Read-only at the top; a string is taken for JSON that is encoded already.
 
@@ -106,9 +117,12 @@ class DataText(sa.types.TypeDecorator[t.Mapping[str, t.Any]]):
 
     def bind_processor(self, dialect: Dialect) -> t.Callable[[t.Any], str | None]:
         """Encode by the one rule for data."""
+        # The character set of a connection to MySQL is the application's choice.
+        to_ascii = dialect.name in MYSQL
 
         def process(value: t.Any) -> str | None:
-            return value if value is None or isinstance(value, str) else encode(value)
+            text = value if value is None or isinstance(value, str) else encode(value)
+            return _escape(text) if to_ascii and text is not None else text
 
         return process
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import pathlib
 import typing as t
 
 import sqlalchemy as sa
@@ -239,6 +240,16 @@ def _commits_by_itself(connection: sa.Connection) -> bool:
     return getattr(driver, "autocommit", False) is True
 
 
+def commit_each(connection: sa.Connection) -> None:
+    """Let each statement be committed by itself.
+
+    :param connection: A connection on which we have begun no transaction.
+    """
+    driver: t.Any = connection.connection.dbapi_connection
+    driver.rollback()  # what listens to its pool may have begun one
+    connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
 @contextlib.contextmanager
 def short_transaction(bind: sa.Engine | sa.Connection) -> t.Iterator[sa.Connection]:
     """Run one short transaction, committed at the end, rolled back on an error.
@@ -271,7 +282,7 @@ def single_statements(bind: sa.Engine | sa.Connection) -> t.Iterator[sa.Connecti
             if connection.dialect.name != "sqlite":
                 refuse_autocommit(connection)
             if not is_mysql(connection):
-                connection.execution_options(isolation_level="AUTOCOMMIT")
+                commit_each(connection)
             with connection.begin():
                 yield connection
 
@@ -316,6 +327,20 @@ def is_memory(engine: sa.Engine) -> bool:
     name = engine.url.database or ""
     in_memory = name in {"", ":memory:"} or "mode=memory" in str(engine.url)
     return engine.dialect.name == "sqlite" and in_memory
+
+
+def blocks_greenlets(engine: sa.Engine) -> bool:
+    """Tell whether a driver waits for its server without letting other greenlets go on."""
+    if engine.dialect.driver == "psycopg2":
+        extensions: t.Any = getattr(engine.dialect.dbapi, "extensions", None)
+        return extensions.get_wait_callback() is None  # psycogreen sets one
+    return engine.dialect.driver == "mysqldb"
+
+
+def is_missing_file(engine: sa.Engine) -> bool:
+    """Tell whether a database is a file that is not there, which to connect would create."""
+    name = engine.url.database or ""
+    return engine.dialect.name == "sqlite" and not pathlib.Path(name.removeprefix("file:")).exists()
 
 
 def most_connections(engine: sa.Engine) -> int | None:

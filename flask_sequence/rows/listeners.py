@@ -8,6 +8,7 @@ import weakref
 
 import sqlalchemy as sa
 
+from ..errors import SetupError
 from .dialects import begin_immediate
 from .readonly import hide_parameters, name_missing_tables, refuse_orm_statement
 
@@ -19,9 +20,11 @@ def meet(engine: sa.Engine) -> None:
     """Listen to an engine that leads to the runs, from its first use on.
 
     :param engine: The engine; one with options of its own is listened to by the one behind it.
+    :raises SetupError: If its driver is not one that keeps the promises.
     """
     while (inner := getattr(engine, "_proxied", None)) is not None:
         engine = inner
+    _check_driver(engine)
     if engine in _met:
         return
     with _meeting:
@@ -29,6 +32,32 @@ def meet(engine: sa.Engine) -> None:
             for name, listener in _LISTENERS:
                 sa.event.listen(engine, name, listener)
             _met.add(engine)
+
+
+_DRIVERS = {
+    "sqlite": "sqlite://",
+    "postgresql": "postgresql+psycopg://",
+    "mysql": "mysql+pymysql://",
+    "mariadb": "mariadb+pymysql://",
+}
+"""The databases, and the beginning of an address with a driver that is tested."""
+_REFUSED = {"pg8000", "mysqlconnector", "mariadbconnector"}
+"""The drivers whose errors and row counts are not known well enough."""
+
+
+def _check_driver(engine: sa.Engine) -> None:
+    dialect = engine.dialect
+    if dialect.name not in _DRIVERS:
+        known = "SQLite, PostgreSQL, MariaDB and MySQL"
+        raise SetupError(
+            f"The runs cannot be kept in {dialect.name}: flask-sequence knows {known}."
+        )
+    if dialect.is_async or dialect.driver in _REFUSED:
+        raise SetupError(
+            f"flask-sequence does not work with the driver of {engine.url.drivername}: let"
+            f" the address of the database begin with {_DRIVERS[dialect.name]}, or give the runs a"
+            " bind of their own by SEQUENCE_BIND_KEY."
+        )
 
 
 def _begin_before_savepoint(connection: sa.Connection, name: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import typing as t
 import uuid
+import weakref
 
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
 from sqlalchemy.schema import conv
 
 from ..definition.registry import StepOptions
@@ -272,12 +273,44 @@ def join_metadata(db: SQLAlchemy, bind_key: str | None) -> None:
             _resolve_foreign_keys(metadata, table)
         elif known is not table:
             raise SetupError(
-                f"The application has a table of its own that is called {table.name}: give it"
-                " another name, flask-sequence needs this one."
+                f"The application has a table {table.name} that is not of flask-sequence, which"
+                " needs this name. Call db.reflect() after sequence.init_app(app); or, if it is a"
+                " table of your own, give it another name."
             )
-    names: dict[str, t.Any] = t.cast(t.Any, db.Model).registry._class_registry
-    for model in (SequenceRun, StepRun):  # not Worker: applications have a Worker of their own
-        names.setdefault(model.__name__, model)
+    _joined.add(metadata)
+    _registries.add(t.cast(t.Any, db.Model).registry)
+
+
+_joined: weakref.WeakSet[sa.MetaData] = weakref.WeakSet()
+_registries: weakref.WeakSet[t.Any] = weakref.WeakSet()
+_LENT = {model.__name__: model for model in (SequenceRun, StepRun)}
+
+
+@sa.event.listens_for(Mapper, "before_configured")
+def _lend_names() -> None:
+    """Let relationships find our models by name.
+
+    Only while they look: a model of the application may have the same name, and come later.
+    """
+    for registry in _registries:
+        for name, model in _LENT.items():
+            registry._class_registry.setdefault(name, model)
+
+
+@sa.event.listens_for(Mapper, "after_configured")
+def _take_names_back() -> None:
+    for registry in _registries:
+        for name, model in _LENT.items():
+            if registry._class_registry.get(name) is model:
+                del registry._class_registry[name]
+
+
+@sa.event.listens_for(sa.Table, "after_parent_attach")
+def _resolve_in_schema(table: sa.Table, metadata: sa.MetaData) -> None:
+    # SQLAlchemy looks in the schema of the metadata, and would do so forever.
+    if metadata.schema is not None and metadata in _joined:
+        for ours in Base.metadata.sorted_tables:
+            _resolve_foreign_keys(metadata, ours)
 
 
 def _choose_bind(db: SQLAlchemy, bind_key: str | None) -> None:
@@ -297,6 +330,8 @@ def _choose_bind(db: SQLAlchemy, bind_key: str | None) -> None:
 
 def _resolve_foreign_keys(metadata: sa.MetaData, table: sa.Table) -> None:
     # Of models that were defined before, and name our tables by a string.
+    names = {table.key, table.key if metadata.schema is None else f"{metadata.schema}.{table.key}"}
     for column in table.c:
-        for key in list(metadata._fk_memos.get((table.key, column.key), ())):
-            key._set_target_column(column)
+        for name in names:
+            for key in list(metadata._fk_memos.get((name, column.key), ())):
+                key._set_target_column(column)

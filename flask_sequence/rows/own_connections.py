@@ -31,7 +31,6 @@ _LIMITS: dict[str, t.Mapping[str, t.Any]] = {
     "psycopg2": _LIBPQ,
     "pymysql": _MYSQL,
     "mysqldb": _MYSQL,
-    "mariadbconnector": _MYSQL,
 }
 """What a driver is told besides what the application tells it, by the driver's name."""
 

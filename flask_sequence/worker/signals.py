@@ -23,12 +23,12 @@ from ..engine.connections import KeptConnection, bind_of
 from ..engine.contexts import own_context
 from ..engine.in_hand import InHand
 from ..errors import SetupError
-from ..rows.dialects import is_memory, most_connections
+from ..rows.dialects import blocks_greenlets, is_memory, most_connections
 from ..rows.liveness import watch_connections
 from ..runtime import TASK, Runtime, WorkerProcess
 from .duties import RENEW_LEASE
 from .keeper import Keeper
-from .task import known_runtimes, runtime_for
+from .task import known_runtimes, runtime_for, runtime_of_worker
 
 if t.TYPE_CHECKING:
     from celery import Celery
@@ -87,16 +87,18 @@ def limited_steps(runtime: Runtime, queues: t.Collection[str]) -> list[str]:
     ]
 
 
+_GREEN_POOLS = {"celery.concurrency.gevent", "celery.concurrency.eventlet"}
+
 _keepers: dict[Runtime, Keeper] = {}
 _main_pids: set[int] = set()
 
 
 @signals.worker_init.connect(weak=False)
 def _on_init(sender: t.Any, **_: t.Any) -> None:
-    runtime = runtime_for(sender.app)
-    if runtime is None:
-        return
     try:
+        runtime = runtime_of_worker(sender.app)
+        if runtime is None:
+            return
         _prepare(runtime, _time_limit(sender))
     except SetupError as error:
         # Any other exception Celery would log, and start without.
@@ -163,6 +165,7 @@ def _on_ready(sender: t.Any, **_: t.Any) -> None:
         return
     keeper = _keepers[runtime] = Keeper(runtime, sender)
     _warn_of_limits(runtime, keeper, sender.pool)
+    _warn_of_driver(runtime, sender.pool)
     _warn_of_connections(runtime, sender.pool, sender.controller.concurrency)
     with contextlib.suppress(Exception):
         keeper.perform(RENEW_LEASE)  # at once, so that the first claims are of a living worker
@@ -176,6 +179,17 @@ def _warn_of_limits(runtime: Runtime, keeper: Keeper, pool: t.Any) -> None:
             "This worker's pool keeps no time limits, which these steps have: %s. Use --pool"
             " prefork, or give them a queue that only a worker with that pool consumes.",
             ", ".join(limited),
+        )
+
+
+def _warn_of_driver(runtime: Runtime, pool: t.Any) -> None:
+    assert runtime.worker is not None
+    if type(pool).__module__ in _GREEN_POOLS and blocks_greenlets(runtime.worker.engine):
+        logger.warning(
+            "With this pool the database driver %s stops all steps of the worker while one waits"
+            " for the database, and forever where two want the same row. Use psycopg (3) or"
+            " PyMySQL, or patch psycopg2 with psycogreen.",
+            runtime.worker.engine.dialect.driver,
         )
 
 

@@ -12,7 +12,7 @@ from celery import Celery, Task, shared_task
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from flask import Flask
 
-from ..broker.embedded import make_celery
+from ..broker.embedded import foreign_celeries, is_made, make_celery
 from ..broker.publisher import publisher_of
 from ..engine import runner
 from ..engine.contexts import without_session
@@ -49,16 +49,36 @@ def find_celery(app: Flask) -> Celery:
     """Give the Celery application of a Flask application, and make one where there is none.
 
     :param app: The Flask application.
-    :raises SetupError: If something else stands in its place.
+    :raises SetupError: If something else stands in its place, or the process has a Celery
+        application that belongs to no Sequence extension.
     """
     with _making:
-        celery = app.extensions.get("celery") or make_celery(app)
+        celery = app.extensions.get("celery")
+        if celery is None:
+            _refuse_foreign()
+            celery = make_celery(app)
     if not isinstance(celery, Celery):
         raise SetupError(
             f'app.extensions["celery"] is no Celery application but a {type(celery).__name__}: pass'
             " yours to the extension, as Sequence(celery=celery_app)."
         )
     return celery
+
+
+def _refuse_foreign() -> None:
+    known = [runtime.known_celery for runtime in known_runtimes()]
+    for celery in foreign_celeries():
+        if not any(celery is each for each in known):
+            raise SetupError(_not_given(celery))
+
+
+def _not_given(celery: Celery) -> str:
+    return (
+        f"This process has the Celery application {celery.main!r}, which was not given to"
+        " flask-sequence, so requests and workers would not use the same one. Pass it to the"
+        ' extension, as Sequence(app, celery=celery), or put it into app.extensions["celery"]'
+        " where the Flask application is created."
+    )
 
 
 def runtime_for(celery: Celery) -> Runtime | None:
@@ -68,6 +88,20 @@ def runtime_for(celery: Celery) -> Runtime | None:
     """
     found = [runtime for runtime in known_runtimes() if runtime.known_celery is celery]
     return max(found, key=lambda runtime: runtime.number, default=None)
+
+
+def runtime_of_worker(celery: Celery) -> Runtime | None:
+    """Give the application that a worker performs for; None: none in this process is meant.
+
+    :param celery: The worker's Celery application.
+    :raises SetupError: If it was not given to an application that was given none.
+    """
+    runtime = runtime_for(celery)
+    if runtime is None:
+        for other in known_runtimes():
+            if other.known_celery is None or is_made(other.known_celery):
+                raise SetupError(_not_given(celery))
+    return runtime
 
 
 # Performing
@@ -89,8 +123,10 @@ def _advance(task: t.Any, /, *args: t.Any, **message: t.Any) -> None:
     runtime = runtime_for(task.app)
     if runtime is None:
         logger.error(
-            "A nudge came to a Celery application that no Sequence extension knows: create the"
-            " Flask application in the module that the worker is started with."
+            "A nudge came to the Celery application %r, which no Sequence extension knows: create"
+            " the Flask application in the module that the worker is started with, and pass this"
+            " Celery application to the extension, as Sequence(app, celery=celery).",
+            task.app.main,
         )
         return
     nudge = _read(message)
@@ -167,7 +203,7 @@ def publish(runtime: Runtime, nudges: t.Sequence[Nudge]) -> None:
         return
     if runtime.is_eager:
         _perform_eagerly(runtime, nudges)
-    else:
+    elif runtime.publishes:
         publisher_of(runtime).publish(nudges[:MOST_NUDGES])
 
 

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import types
 import typing as t
 
 import pytest
@@ -179,6 +180,48 @@ def test_celerys_own_variable_goes_before_the_embedded_broker(
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    ("config", "setting", "value"),
+    [
+        ({"CELERY_BROKER_URL": "redis://new.invalid"}, "broker_url", "redis://new.invalid"),
+        ({"BROKER_URL": "redis://old.invalid"}, "broker_url", "redis://old.invalid"),
+        ({"CELERY_DEFAULT_QUEUE": "old"}, "task_default_queue", "old"),
+        ({"CELERY_TASK_DEFAULT_QUEUE": "new"}, "task_default_queue", "new"),
+        ({"CELERY_BROKER_URL": None, "CELERY_ENABLED": True}, "broker_url", "filesystem://"),
+        ({"S3_BUCKET": "pictures"}, "s3_bucket", None),
+        (
+            {
+                "CELERY": {"broker_url": "redis://a.invalid"},
+                "CELERY_BROKER_URL": "redis://b.invalid",
+            },
+            "broker_url",
+            "redis://a.invalid",
+        ),
+        (
+            {"CELERY": {"task_default_queue": "x"}, "CELERY_BROKER_URL": "redis://b.invalid"},
+            "broker_url",
+            "redis://b.invalid",
+        ),
+        ({"CELERY": "tests.broker.celeryconfig"}, "task_default_queue", "module"),
+    ],
+)
+def test_settings_under_their_own_names_are_taken(
+    app: Flask,
+    config: dict[str, t.Any],
+    setting: str,
+    value: t.Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sys.modules["tests.broker.celeryconfig"] = module = types.ModuleType("celeryconfig")
+    vars(module)["task_default_queue"] = "module"
+    app.config.update(config)
+    celery = embedded.make_celery(app)
+    assert celery.conf[setting] == value
+    embedded.warn_embedded(app)
+    is_embedded = celery.conf.broker_transport is not None
+    assert bool(caplog.records) is is_embedded
+
+
 def test_a_task_runs_in_an_app_context_of_its_own(app: Flask) -> None:
     app.config["CELERY"] = {"task_always_eager": True, "task_store_eager_result": False}
     celery = embedded.make_celery(app)
@@ -210,6 +253,7 @@ def test_an_app_of_somebody_else_stays_the_current_one(app: Flask, default: bool
     celery = embedded.make_celery(app)
     assert celery is not own
     assert state.get_current_app() is own
+    own.close()
 
 
 def test_the_embedded_broker_warns_once_and_names_the_cures(

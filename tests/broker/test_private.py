@@ -288,13 +288,13 @@ def test_a_queue_is_emptied_of_whatever_stands_there(
 
 APPLICATION = """
     import pathlib
-    from celery import Celery
+    import flask_sequence
     from flask_sequence.broker import embedded_config
     from tests.support.application import create_app
 
     folder = pathlib.Path(__file__).parent / "shared" / "broker"
     app = create_app("sqlite:///{database}", embedded_config(folder))
-    celery_app = app.extensions["celery"]
+    celery_app = flask_sequence.celery_app(app)
 """
 
 

@@ -386,9 +386,10 @@ def test_a_worker_that_failed_says_so_to_the_service_manager(
     sqlite_app: Flask, monkeypatch: pytest.MonkeyPatch, code: int | None
 ) -> None:
     def worker_main(celery: Celery, arguments: list[str]) -> None:
-        signals.worker_init.send(sender=Mock(app=Celery("other"), exitcode=code))
+        signals.worker_init.send(sender=Mock(exitcode=code))
 
     monkeypatch.setattr(Celery, "worker_main", worker_main)
+    monkeypatch.setattr("flask_sequence.worker.signals.runtime_of_worker", lambda celery: None)
     run(sqlite_app, "worker", code=code or 0)
 
 

@@ -116,6 +116,24 @@ def test_a_burst_of_quiet_steps_takes_one_connection(keeping: Stepping) -> None:
     assert keeping.row(run_id).data["n"] == 5
 
 
+@pytest.mark.parametrize("event", ["checkout", "checkin", "connect"])
+def test_what_listens_to_the_pool_may_use_the_connection(keeping: Stepping, event: str) -> None:
+    def use(driver: t.Any, *_: object) -> None:
+        with driver.cursor() as cursor:
+            cursor.execute("SELECT 1")
+
+    with keeping.app.app_context():
+        sa.event.listen(db.engine, event, use)
+        db.engine.dispose()
+    run_id = keeping.start(make_step(lambda step: note_by_core("here"), "s1"))
+    for kept in (keeping.runtime.worker.kept if keeping.runtime.worker else None, None):
+        if keeping.runtime.worker:
+            keeping.runtime.worker.kept = kept
+        row = keeping.row(run_id)
+        assert advance(keeping.runtime, run_id, row.version).status is Status.FINISHED
+        run_id = keeping.start(make_step(quiet, "s1"), n=0)
+
+
 def test_what_is_kept_goes_back_before_a_session_needs_it(keeping: Stepping) -> None:
     def noisy(step: t.Any) -> None:
         note_by_core("here")

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from flask_sequence import BaseSequence, DataTooLargeError, SequenceRun, Status, step
 from flask_sequence.testing import drain
 from tests.support.application import db
-from tests.support.starts import record_published
+from tests.support.starts import TwoSteps, record_published
 from tests.support.strategies import datas, same
 
 MakeApp = t.Callable[..., Flask]
@@ -167,3 +167,25 @@ def test_a_step_that_makes_too_much_fails_the_run(context: Flask) -> None:
     assert run.status is Status.FAILED
     assert "SEQUENCE_MAX_DATA_BYTES" in str(run.error)
     assert run.data == {"kept": 1}
+
+
+@pytest.mark.parametrize("charset", ["utf8", "latin1", "utf8mb4"])
+@pytest.mark.parametrize("mode", ["", "STRICT_ALL_TABLES"])
+def test_whatever_the_character_set_of_the_connection(
+    make_app: t.Callable[..., Flask], mariadb_url: str, charset: str, mode: str
+) -> None:
+    options = {"connect_args": {"sql_mode": mode}}
+    app = make_app(f"{mariadb_url}?charset={charset}", SQLALCHEMY_ENGINE_OPTIONS=options)
+    data = {"note": "x", "é": "žluť 🎉", "plain": ["\\u00e9", "\x7f", {"深": "\ud7ff\ue000"}]}
+    with app.app_context():
+        record_published(app)
+        run = TwoSteps.start(**data)
+        db.session.commit()
+        assert run.data == data
+        (many,) = TwoSteps.start_many([data])
+        db.session.commit()
+        assert db.session.get_one(SequenceRun, many).data == data
+        assert drain(app) == 4
+        db.session.rollback()  # it has read, and would not see more
+        db.session.refresh(run)
+        assert (run.data, run.status) == (data, Status.FINISHED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 import pytest
@@ -10,9 +11,9 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, StaticPool
 
-from flask_sequence import ReadOnlyError, SequenceRun, SetupError, StepRun, StepStatus
+from flask_sequence import ReadOnlyError, Sequence, SequenceRun, SetupError, StepRun, StepStatus
 from flask_sequence.rows.models import runs, step_runs
 from flask_sequence.testing import drain
 from tests.support.application import Base, Effect, db
@@ -239,6 +240,34 @@ def test_a_driver_that_commits_by_itself_is_refused_before_anything_is_written(
                 verb()
             database.session.rollback()
     assert [statement for statement in sent if statement.startswith(("INSERT", "UPDATE"))] == []
+
+
+@pytest.mark.parametrize(
+    ("drivername", "cure"),
+    [
+        ("postgresql+asyncpg", "postgresql+psycopg://"),
+        ("postgresql+psycopg_async", "postgresql+psycopg://"),
+        ("postgresql+pg8000", "postgresql+psycopg://"),
+        ("sqlite+aiosqlite", "sqlite://"),
+        ("mysql+aiomysql", "mysql+pymysql://"),
+        ("mysql+asyncmy", "mysql+pymysql://"),
+        ("mysql+mysqlconnector", "mysql+pymysql://"),
+        ("mariadb+mariadbconnector", "mariadb+pymysql://"),
+        ("oracle+oracledb", "SQLite, PostgreSQL, MariaDB and MySQL"),
+    ],
+)
+def test_a_driver_that_keeps_no_promise_is_refused(drivername: str, cure: str) -> None:
+    app, database = Flask("drivers"), SQLAlchemy()
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    database.init_app(app)
+    url = sa.make_url(f"{drivername}://u@localhost/x")
+    dialect = url.get_dialect()()
+    with app.app_context():
+        engines = t.cast("dict[t.Any, t.Any]", database.engines)
+        engines[None] = sa.Engine(StaticPool(lambda: None), dialect, url)  # type: ignore[arg-type]
+    with pytest.raises(SetupError, match=re.escape(cure)):
+        Sequence(app)
+    assert "sequence" not in app.extensions
 
 
 def test_sqlite_whose_transactions_the_application_begins_is_taken(

@@ -316,11 +316,78 @@ class TestOwnModels:
 
         assert Desk.worker.property.mapper.class_ is Worker
 
+    @pytest.mark.parametrize("configured", [False, True])
+    def test_may_have_the_names_of_our_models(
+        self, make_app: MakeApp, sqlite_url: str, configured: bool
+    ) -> None:
+        database = _own()
+        make_app(sqlite_url, database=database)
+        if configured:  # as by a first query, before a module with more models is imported
+            _message(database, "string")
+            orm.configure_mappers()
+        for name in ("StepRun", "SequenceRun"):
+            columns: dict[str, t.Any] = {
+                "__tablename__": f"my_{name}",
+                "id": sa.Column(sa.Integer, primary_key=True),
+            }
+            mine = type(name, (database.Model,), columns)
+            columns = {
+                "__tablename__": f"child_{name}",
+                "id": sa.Column(sa.Integer, primary_key=True),
+                "mine_id": sa.Column(sa.ForeignKey(f"my_{name}.id")),
+                "mine": orm.relationship(name),
+            }
+            child: t.Any = type(f"Child{name}", (database.Model,), columns)
+            assert child.mine.property.mapper.class_ is mine
+
     def test_with_a_table_named_like_ours(self, make_app: MakeApp, sqlite_url: str) -> None:
         database = _own()
         sa.Table("sequence_runs", database.metadata, sa.Column("id", sa.Integer))
-        with pytest.raises(SetupError, match="sequence_runs"):
+        with pytest.raises(SetupError, match="sequence_runs.*give it another name"):
             make_app(sqlite_url, database=database)
+
+    def test_that_were_reflected_first(self, sqlite_url: str) -> None:
+        database, app = _own(), Flask("reflecting")
+        app.config["SQLALCHEMY_DATABASE_URI"] = sqlite_url
+        database.init_app(app)
+        with app.app_context():
+            database.reflect()
+        with pytest.raises(SetupError, match=r"db\.reflect\(\) after sequence\.init_app"):
+            Sequence(app)
+
+    def test_that_are_reflected_afterwards(self, make_app: MakeApp, sqlite_url: str) -> None:
+        database = _own()
+        with make_app(sqlite_url, database=database).app_context():
+            database.reflect()
+            TwoSteps.start()
+            database.session.commit()
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    def test_in_a_schema(self, make_app: MakeApp, empty_database_url: str, when: str) -> None:
+        if not empty_database_url.startswith("postgresql"):
+            pytest.skip("only PostgreSQL has schemas in a database")
+
+        class InSchema(DeclarativeBase):
+            metadata = sa.MetaData(schema="shop")
+
+        database = SQLAlchemy(model_class=InSchema)
+        if when == "before":
+            message_class = _message(database, "string")
+        app = make_app(empty_database_url, database=database)
+        if when == "after":
+            message_class = _message(database, "string")
+        with app.app_context():
+            database.session.execute(sa.text("CREATE SCHEMA shop"))
+            database.session.commit()
+            database.create_all()
+            run = TwoSteps.start()
+            database.session.add(message_class(run=run, text="a"))
+            database.session.commit()
+            look = sa.inspect(database.engine)
+            assert look.get_table_names("shop") == ["messages"]
+            assert set(look.get_table_names()) == TABLES
+            (key,) = look.get_foreign_keys("messages", "shop")
+            assert key["referred_table"] == "sequence_runs"
 
     def test_that_are_dataclasses(self, make_app: MakeApp, empty_database_url: str) -> None:
         database = _own()

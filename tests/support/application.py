@@ -59,6 +59,7 @@ def create_app(
     path = None if instance_path is None else str(instance_path)
     app = Flask("tests.support.application", instance_path=path)
     app.config.update(TESTING=True, SQLALCHEMY_DATABASE_URI=database_url)
+    app.config["SEQUENCE_PUBLISH"] = True
     app.config["SEQUENCE_BURST_SECONDS"] = 0  # one step for each nudge, unless a test asks for more
     app.config.update(config)
     if celery is not None and not isinstance(celery, Celery):

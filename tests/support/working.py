@@ -34,10 +34,11 @@ SETTINGS: dict[str, t.Any] = {
     "SEQUENCE_BURST_SECONDS": 1.0,
 }
 SOURCE = """
+import flask_sequence
 from tests.support.application import create_app, db
 
 app = create_app({url!r}, {celery!r}, instance_path={instance!r}, **{settings!r})
-celery_app = app.extensions["celery"]
+celery_app = flask_sequence.celery_app(app)
 """
 
 

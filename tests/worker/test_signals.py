@@ -28,6 +28,7 @@ from flask_sequence.worker.signals import (
     _on_init,
     _time_limit,
     _warn_of_connections,
+    _warn_of_driver,
 )
 from tests.conftest import create_tables
 from tests.support import services
@@ -101,6 +102,29 @@ def test_gevent_too(
     scene.open()
     assert scene.wait([gated]) == [Status.FINISHED]
     assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("pool", ["gevent", "prefork"])
+@pytest.mark.parametrize("driver", ["psycopg2", "psycogreen", "psycopg", "mysqldb", "pymysql"])
+def test_a_driver_that_stops_all_greenlets_is_warned_of(
+    make_app: MakeApp,
+    sqlite_url: str,
+    caplog: pytest.LogCaptureFixture,
+    pool: str,
+    driver: str,
+) -> None:
+    app = make_app(sqlite_url)
+    runtime = runtime_of(app)
+    be_worker(app)
+    assert runtime.worker is not None
+    callback = SimpleNamespace(get_wait_callback=lambda: print if driver == "psycogreen" else None)
+    driver_name = "psycopg2" if driver == "psycogreen" else driver
+    dialect = SimpleNamespace(driver=driver_name, dbapi=SimpleNamespace(extensions=callback))
+    runtime.worker.engine = t.cast("sa.Engine", SimpleNamespace(dialect=dialect))
+    kind = type("TaskPool", (), {"__module__": f"celery.concurrency.{pool}"})
+    _warn_of_driver(runtime, kind())
+    blocks = pool == "gevent" and driver in {"psycopg2", "mysqldb"}
+    assert ["psycogreen" in line for line in caplog.messages] == [True] * blocks
 
 
 @pytest.mark.parametrize(
