@@ -239,4 +239,5 @@ def stand_in(runtime: Runtime) -> None:
             host=runtime.host,
             pid=os.getpid(),
             lease=STAND_IN_SECONDS,
+            queues=(),
         )

@@ -229,6 +229,8 @@ class Worker(Base):
     pid: Mapped[int] = mapped_column(sa.INTEGER())
     started_at: Mapped[datetime.datetime] = mapped_column(time_type(), default=clock())
     seen_until: Mapped[datetime.datetime] = mapped_column(time_type())
+    queues: Mapped[str | None] = mapped_column(text_type())
+    """The names of those that it consumes, as a list in JSON; None: it does not tell."""
 
     __table_args__: t.Any = (sa.PrimaryKeyConstraint("id", name="pk_sequence_workers"),)
 

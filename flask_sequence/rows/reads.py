@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import json
 import typing as t
 
 import sqlalchemy as sa
@@ -290,6 +291,56 @@ def workers_gone_for(connection: sa.Connection, seconds: float, limit: int) -> l
     """Give the ids of workers that ended without a word long ago."""
     statement = sa.select(workers.c.id).where(workers.c.seen_until <= later(-seconds))
     return list(connection.execute(statement.limit(limit)).scalars())
+
+
+class Living(t.NamedTuple):
+    """A worker that counts as alive."""
+
+    id: str
+    host: str
+    pid: int
+    queues: frozenset[str] | None
+    """Those that it consumes; None: it does not tell."""
+
+
+def living_workers(connection: sa.Connection) -> list[Living]:
+    """Give the workers that count as alive; also processes that stand in for one, without queues."""
+    columns = (workers.c.id, workers.c.host, workers.c.pid, workers.c.queues)
+    statement = sa.select(*columns).where(workers.c.seen_until > clock())
+    return [
+        Living(row.id, row.host, row.pid, None if row.queues is None else _names(row.queues))
+        for row in connection.execute(statement)
+    ]
+
+
+def _names(text: str) -> frozenset[str] | None:
+    try:
+        return frozenset(json.loads(text))
+    except (ValueError, TypeError):  # of a release to come
+        return None
+
+
+def due_queues(connection: sa.Connection, *, seconds: float, limit: int) -> list[str]:
+    """Give the queues in which something has been due for some seconds and nobody has claimed it.
+
+    :param seconds: For how long.
+    :param limit: The most queues to look at.
+    """
+    found: list[str] = []
+    queue = _next_queue(connection, "")
+    while queue is not None and limit > 0:
+        if connection.execute(_oldest(sa.select(runs.c.id), queue, 1, seconds)).first():
+            found.append(queue)
+        queue, limit = _next_queue(connection, queue), limit - 1
+    return found
+
+
+def _next_queue(connection: sa.Connection, after: str) -> str | None:
+    statement = sa.select(runs.c.queue).where(
+        runs.c.status == Status.WAITING, runs.c.queue > after
+    )
+    statement = by_index(statement.order_by(runs.c.queue).limit(1), runs, "ix_sequence_runs_due")
+    return connection.execute(statement).scalar()
 
 
 def _claims(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[Claim]:

@@ -27,6 +27,7 @@ class RenewLease:
                 host=runtime.host,
                 pid=os.getpid(),
                 lease=runtime.settings.lease_seconds,
+                queues=self._post.queues,
             )
 
 
