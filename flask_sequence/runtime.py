@@ -7,6 +7,8 @@ import mmap
 import os
 import socket
 import typing as t
+import uuid
+import zlib
 from dataclasses import dataclass, field
 
 from flask import current_app, has_app_context
@@ -45,6 +47,17 @@ class Nudge:
     """Seconds until the message is to be handed out."""
     redirect: int = 0
     """The sign that it replaces one which had come by another way; 0: it does not."""
+    mark: str | None = None
+    """By which the run is told from one of another database with the same id, as ``mark_of`` makes
+    it; None: it is not known."""
+
+
+def mark_of(uid: uuid.UUID) -> str:
+    """Give the mark of a run: so little of its ``uid`` that nobody can make that of it.
+
+    :param uid: The run's.
+    """
+    return f"{zlib.crc32(uid.bytes):08x}"
 
 
 class Verbs(t.Protocol):
@@ -74,6 +87,8 @@ class WorkerProcess:
     """The shortest time limit that its tasks have without one of their own, in seconds."""
     stop_flag: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
     """A byte that they share: set once the worker is asked to stop."""
+    foreign_flag: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
+    """A byte that they share: set once one of them has told of a nudge that is not theirs."""
     kept: KeptConnection | None = None
     """The connection that a process which performs one step at a time keeps through a burst."""
 
@@ -200,6 +215,7 @@ class Runtime:
         :param redirect: The sign that it replaces one which came by another way.
         """
         chosen: t.Mapping[str, t.Any] = run.options or {}
+        uid: uuid.UUID | None = getattr(run, "uid", None)
         return Nudge(
             run_id=run.id,
             version=run.version if version is None else version,
@@ -210,6 +226,7 @@ class Runtime:
             soft_time_limit=options.soft_time_limit,
             countdown=countdown,
             redirect=redirect,
+            mark=None if uid is None else mark_of(uid),
         )
 
 

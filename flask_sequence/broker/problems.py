@@ -1,4 +1,4 @@
-"""What can never work with a broker, told apart from an outage that will pass."""
+"""What a person is told of a broker: where it is, and what can never work with it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typing as t
 from kombu.exceptions import VersionMismatch
 
 from ..errors import SetupError
+from .embedded import TRANSPORT
 
 if t.TYPE_CHECKING:
     from celery import Celery
@@ -47,6 +48,16 @@ def setup_problem(celery: Celery, error: BaseException | None = None) -> SetupEr
     if isinstance(error, ValueError) and re.match("Port |invalid literal|Database is", told):
         return SetupError(f"The broker's address is wrong: {told}. {_WHERE}")
     return None
+
+
+def shown_broker(celery: Celery) -> str:
+    """Show where a broker is, without its password.
+
+    :param celery: The Celery application.
+    """
+    if celery.conf.broker_transport == TRANSPORT:
+        return f"files in {celery.conf.broker_transport_options['data_folder_in']}"
+    return str(celery.connection_for_read().as_uri())
 
 
 def _scheme(celery: Celery) -> str:

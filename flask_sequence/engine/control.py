@@ -45,6 +45,8 @@ LONGEST_POLL = 0.25
 """The most seconds between two looks of ``run.wait``."""
 
 
+MOST_NAMED = 10
+"""How many steps an error names."""
 LAST_YEAR = 9998
 """The last year that a database and Python know in every time zone."""
 
@@ -221,8 +223,8 @@ def start_many(
     run_ids = waits.act(lambda: [run_id for batch in _batches(rows) for run_id in insert(batch)])
     delay = max(options.delay or 0.0, 0.0)
     most = None if runtime.is_eager else MOST_NUDGES
-    for run_id in run_ids[:most]:
-        started = types.SimpleNamespace(**same, id=run_id)
+    for run_id, row in zip(run_ids[:most], rows, strict=False):
+        started = types.SimpleNamespace(**same, id=run_id, uid=row["uid"])
         nudge = runtime.nudge(started, definition.first.options, countdown=delay)
         publish_after_commit(session, nudge, publish=runtime.rides(delay))
     return run_ids
@@ -302,6 +304,29 @@ def options_of(sequence: str, step: str) -> StepOptions | None:
     definition = find_sequence(sequence)
     found = definition.get(step) if definition else None
     return found.options if found else None
+
+
+def unknown_step(runtime: Runtime, sequence: str, step: str) -> str:
+    """Say of a step that is not known here how it can be known.
+
+    :param runtime: The application's runtime.
+    :param sequence: The name of its sequence.
+    :param step: Its name.
+    """
+    definition = find_sequence(sequence)
+    if definition is None:
+        named = ", ".join(runtime.settings.imports) or "nothing"
+        return (
+            f"The sequence {sequence!r} is not known to the workers of its queue: name the module"
+            f" that defines it in SEQUENCE_IMPORTS, which names {named}, and restart them."
+        )
+    names = definition.step_names[:MOST_NAMED]
+    more = ", ..." * (len(definition.step_names) > MOST_NAMED)
+    return (
+        f"The sequence {sequence!r} has no step {step!r}; its steps are {', '.join(names)}{more}."
+        f" Was it renamed? Give it that name by name = {step!r} in its class, or by"
+        f" @step(name={step!r}); or cancel the run."
+    )
 
 
 def wait(run: SequenceRun, timeout: float) -> Status:

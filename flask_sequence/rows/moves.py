@@ -315,6 +315,23 @@ def redirect(connection: sa.Connection, run_id: int, version: int, *, queue: str
     return _moved(connection, statement)
 
 
+def follow(
+    connection: sa.Connection, run_ids: t.Collection[int], *, queue: str, following: str
+) -> int:
+    """waiting -> waiting in another queue, for runs that nobody takes where they are.
+
+    :param queue: Where they must still wait.
+    :param following: The queue of their step.
+    :return: How many.
+    """
+    still = (runs.c.queue == queue) & (runs.c.due_at <= clock())
+    statement = UPDATE_BY_ID.where(
+        runs.c.id.in_(run_ids), status_unindexed == Status.WAITING, still
+    )
+    values = {"queue": following, "version": runs.c.version + 1, "published_at": None}
+    return connection.execute(statement.values(**values, updated_at=clock())).rowcount
+
+
 def block(
     connection: sa.Connection,
     run_ids: t.Collection[int],

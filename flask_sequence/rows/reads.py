@@ -45,6 +45,11 @@ def _looking() -> sa.Select[t.Any]:
     return sa.select(*columns).where(runs.c.id == sa.bindparam("run"))
 
 
+def newest_id(connection: sa.Connection) -> int:
+    """Give the highest id of a run; 0: there is none."""
+    return connection.execute(sa.select(sa.func.max(runs.c.id))).scalar() or 0
+
+
 def find_active(connection: sa.Connection, sequence: str, key: str) -> int | None:
     """Give the id of the active run with a key."""
     statement = sa.select(runs.c.id).where(runs.c.sequence == sequence, runs.c.active_key == key)
@@ -161,9 +166,15 @@ class At(t.NamedTuple):
     id: int
     sequence: str
     step: str
+    queue: str
+    options: t.Mapping[str, t.Any] | None
 
 
-_AT = (runs.c.id, runs.c.sequence, runs.c.step)
+_AT = (runs.c.id, runs.c.sequence, runs.c.step, runs.c.queue, OPTIONS_TEXT)
+
+
+def _at(row: Row) -> At:
+    return At(**{**row._mapping, "options": readable_options(row.options)})
 
 
 def overdue(connection: sa.Connection, *, queues: t.Collection[str], seconds: float) -> list[At]:
@@ -175,7 +186,7 @@ def overdue(connection: sa.Connection, *, queues: t.Collection[str], seconds: fl
     found: list[At] = []
     for queue in queues:
         oldest = _oldest(sa.select(*_AT).where(IS_KNOWN_FORMAT), queue, OLDEST, seconds)
-        found += [At(*row) for row in connection.execute(oldest)]
+        found += [_at(row) for row in connection.execute(oldest)]
     return found
 
 
@@ -195,7 +206,7 @@ def blocked(connection: sa.Connection, sequence: str, *, after: int, limit: int)
     )
     statement = statement.where(IS_KNOWN_FORMAT).order_by(runs.c.id).limit(limit)
     statement = by_index(statement, runs, "ix_sequence_runs_sequence")
-    return [At(*row) for row in connection.execute(statement)]
+    return [_at(row) for row in connection.execute(statement)]
 
 
 def held_by(
@@ -336,9 +347,7 @@ def due_queues(connection: sa.Connection, *, seconds: float, limit: int) -> list
 
 
 def _next_queue(connection: sa.Connection, after: str) -> str | None:
-    statement = sa.select(runs.c.queue).where(
-        runs.c.status == Status.WAITING, runs.c.queue > after
-    )
+    statement = sa.select(runs.c.queue).where(runs.c.status == Status.WAITING, runs.c.queue > after)
     statement = by_index(statement.order_by(runs.c.queue).limit(1), runs, "ix_sequence_runs_due")
     return connection.execute(statement).scalar()
 

@@ -6,13 +6,12 @@ import importlib.metadata
 import logging
 import typing as t
 
-from ..broker.embedded import TRANSPORT
+from ..broker.problems import shown_broker
 from ..definition.registry import sequence_names
 from ..masking import MASK, is_secret
 from ..runtime import Runtime
 
 if t.TYPE_CHECKING:
-    from celery import Celery
     from sqlalchemy import URL
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
@@ -40,9 +39,11 @@ def first_line(runtime: Runtime, queues: t.Iterable[str]) -> str:
     names = sequence_names()
     known = ", ".join(names[:MOST_NAMED]) + ", ..." * (len(names) > MOST_NAMED)
     parts = (
-        f"sequences {known}" if names else "no sequences: does SEQUENCE_IMPORTS name their modules?",
+        f"sequences {known}"
+        if names
+        else "no sequences: does SEQUENCE_IMPORTS name their modules?",
         f"database {_shown_url(runtime.worker.engine.url)}",
-        f"broker {_shown_broker(runtime.celery)}",
+        f"broker {shown_broker(runtime.celery)}",
         f"queues {', '.join(sorted(queues))}",
     )
     return f"flask-sequence {importlib.metadata.version('flask-sequence')}: {'; '.join(parts)}"
@@ -51,9 +52,3 @@ def first_line(runtime: Runtime, queues: t.Iterable[str]) -> str:
 def _shown_url(url: URL) -> str:
     query = {name: MASK if is_secret(name) else value for name, value in url.query.items()}
     return url.set(query=query).render_as_string(hide_password=True)
-
-
-def _shown_broker(celery: Celery) -> str:
-    if celery.conf.broker_transport == TRANSPORT:
-        return f"files in {celery.conf.broker_transport_options['data_folder_in']}"
-    return str(celery.connection_for_read().as_uri())

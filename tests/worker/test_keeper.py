@@ -132,7 +132,7 @@ def test_a_duty_that_fails_keeps_no_other_from_its_turn(
     for _ in range(3):
         keeper.round()
     assert done == ["fail", "work", "fail"] * 3
-    told = f"The keeper has trouble to fail always, fail, too: {type(error).__name__}: {error}"
+    told = f"The keeper could not fail always, fail, too: {type(error).__name__}: {error}"
     assert [record.getMessage() for record in caplog.records] == [told]
 
 
@@ -189,7 +189,7 @@ def test_a_duty_that_overruns_its_time_is_named(
 
     keep(made("work", work, seconds=2.0), made("play", work, seconds=3.5)).round()
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told == "The keeper has trouble to work: it took 4.0 s, and may take 2"
+    assert told == "The keeper was slow to work: it took 4.0 s, and may take 2 s"
 
 
 def test_a_database_that_lacks_the_tables(
@@ -360,4 +360,4 @@ def test_nothing_ends_the_thread_but_its_worker(
     keeper.start()
     assert done.wait(10)
     keeper.stop()
-    assert "The keeper has trouble beside its duties" in caplog.messages
+    assert "The keeper failed outside its duties, and goes on" in caplog.messages

@@ -459,9 +459,9 @@ def test_a_database_that_is_down_is_waited_for(
         check_all_done(scene, scene.start(WorkTwo))
         server.kill()
         down = time.monotonic()
-        wait_until(lambda: worker.log.count("The keeper has trouble") >= 3, 15)
+        wait_until(lambda: worker.log.count("The keeper could not") >= 3, 15)
         # Each duty is named once a second at most.
-        named = [line for line in worker.log.splitlines() if "The keeper has trouble" in line]
+        named = [line for line in worker.log.splitlines() if "The keeper could not" in line]
         told = sum("publish what is due" in line for line in named)
         assert 0 < told <= time.monotonic() - down + 2
         server.start()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import typing as t
+import zlib
 
 import pytest
 import redis
@@ -184,12 +185,16 @@ def test_something_else_in_the_place_of_celery_is_refused(
 # Messages
 
 
-def test_a_message_holds_a_format_an_id_and_a_version(file_app: MakeApp) -> None:
+def test_a_message_holds_a_format_an_id_a_version_and_a_mark(file_app: MakeApp) -> None:
     app = file_app()
     run_id = started(app)
     (message,) = messages(app.extensions["celery"])
     args, kwargs, embedded = json.loads(message.body)
+    mark = kwargs.pop("mark")
     assert (args, kwargs) == ([], {"format": FORMAT, "id": run_id, "version": 0})
+    with app.app_context():
+        uid = db.session.get_one(SequenceRun, run_id).uid
+    assert mark == f"{zlib.crc32(uid.bytes):08x}"  # whoever reads it cannot tell the uid
     assert not any(embedded.values())
     assert message.content_type == "application/json"
     assert message.headers["task"] == TASK

@@ -11,6 +11,7 @@ from .duty import Duty
 from .lease import RemoveGoneWorkers, RenewLease
 from .publishing import PublishDue
 from .purge import Purge
+from .queues import FollowQueues
 from .recovery import FreeOrphans, FreeOwn, TakeBack
 from .shutdown import LetChildrenEnd
 from .unknown import BlockUnknown, UnblockKnown
@@ -97,6 +98,13 @@ UNBLOCK_KNOWN = Duty(
     seconds=1.0,
     rows=5000,
 )
+FOLLOW_QUEUES = Duty(
+    name="look after queues that nobody consumes",
+    begin=FollowQueues,
+    interval=_sweeping,
+    seconds=1.0,
+    rows=1000,
+)
 REMOVE_GONE_WORKERS = Duty(
     name="remove the rows of dead workers",
     begin=RemoveGoneWorkers,
@@ -121,6 +129,7 @@ DUTIES: tuple[Duty, ...] = (
     LET_CHILDREN_END,
     BLOCK_UNKNOWN,
     UNBLOCK_KNOWN,
+    FOLLOW_QUEUES,
     REMOVE_GONE_WORKERS,
     PURGE,
 )
