@@ -245,28 +245,40 @@ def _batches(rows: t.Iterable[dict[str, t.Any]]) -> t.Iterator[list[dict[str, t.
 
 
 def retry(run: SequenceRun) -> None:
-    """failed -> waiting, as part of the caller's transaction; see :meth:`SequenceRun.retry`."""
+    """(failed, or waiting for another try) -> waiting, due now; see :meth:`SequenceRun.retry`."""
     runtime, session = _current_session()
     waits = LockWaits(session, busy(f"Run {id_of(run)}"), LOCK_SECONDS)
 
-    def revive() -> tuple[Row | None, bool]:
+    def move() -> tuple[Row | None, bool]:
         row = reads.look(waits.connection, id_of(run))
-        if row is None or row.status is not Status.FAILED:
+        if row is None or _no_retry(row) is not None:
             return row, False
         waits.tighten()
-        return row, moves.revive(waits.connection, row.id, row.version)
+        act = moves.revive if row.status is Status.FAILED else moves.hasten
+        return row, act(waits.connection, row.id, row.version)
 
-    row, moved = waits.act(revive)
+    row, moved = waits.act(move)
     if row is None:
         raise RunNotFoundError(id_of(run))
-    if row.status is not Status.FAILED:
-        raise MoveRefusedError(row.id, f"is {row.status}; only a failed run can be retried.")
+    if problem := _no_retry(row):
+        raise MoveRefusedError(row.id, problem)
     if not moved:
         raise MoveRefusedError(row.id, "was moved by somebody else just now; look at it again.")
     expire(run)
     options = options_of(row.sequence, row.step)
     if options is not None:
         publish_after_commit(session, runtime.nudge(row, options, version=row.version + 1))
+
+
+def _no_retry(row: Row) -> str | None:
+    if row.status is Status.FAILED:
+        return None
+    only = "only a run that has failed, or waits for another try, can be retried"
+    if row.status is not Status.WAITING:
+        return f"is {row.status}; {only}."
+    if row.due_at is not None and row.due_at <= row.now:
+        return f"is waiting at {row.step}, and due already; {only}."
+    return None if row.attempt else f"is waiting for its first try at {row.step}; {only}."
 
 
 def cancel(run: SequenceRun) -> None:

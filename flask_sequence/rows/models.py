@@ -137,9 +137,11 @@ class SequenceRun(Base):
         return runtime, nudge, runtime.rides(nudge.countdown)
 
     def retry(self) -> None:
-        """Take a failed run up again from its failed step, as part of the caller's transaction.
+        """Resume a failed run at its failed step, as part of the caller's transaction.
 
-        :raises MoveRefusedError: If it has not failed.
+        One that waits for another try at its step is due at once then.
+
+        :raises MoveRefusedError: If it does neither.
         :raises RunNotFoundError: If its row is gone.
 
         .. versionadded:: 0.1

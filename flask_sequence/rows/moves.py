@@ -293,6 +293,15 @@ def revive(connection: sa.Connection, run_id: int, version: int) -> bool:
     return _moved(connection, statement)
 
 
+def hasten(connection: sa.Connection, run_id: int, version: int) -> bool:
+    """waiting -> waiting, due now."""
+    statement = UPDATE_BY_ID.where(
+        runs.c.id == run_id, runs.c.version == version, status_unindexed == Status.WAITING
+    )
+    values = {"due_at": clock(), "published_at": clock(), "updated_at": clock()}
+    return _moved(connection, statement.values(**values, version=version + 1))
+
+
 def cancel(connection: sa.Connection, run_id: int) -> bool:
     """(any that is not final) -> cancelled."""
     statement = UPDATE_BY_ID.where(runs.c.id == run_id, status_unindexed.in_(ACTIVE)).values(

@@ -40,7 +40,7 @@ def look(connection: sa.Connection, run_id: int) -> Row | None:
 
 @functools.cache
 def _looking() -> sa.Select[t.Any]:
-    names = ("uid", "format", "due_at", "worker_id", "pid")
+    names = ("uid", "format", "due_at", "attempt", "worker_id", "pid")
     columns = (*_NUDGE_COLUMNS, *(runs.c[name] for name in names), clock().label("now"))
     return sa.select(*columns).where(runs.c.id == sa.bindparam("run"))
 
@@ -315,7 +315,7 @@ class Living(t.NamedTuple):
 
 
 def living_workers(connection: sa.Connection) -> list[Living]:
-    """Give the workers that count as alive; also processes that stand in for one, without queues."""
+    """Give the workers that count as alive; a process that stands in for one has no queues."""
     columns = (workers.c.id, workers.c.host, workers.c.pid, workers.c.queues)
     statement = sa.select(*columns).where(workers.c.seen_until > clock())
     return [
@@ -329,6 +329,12 @@ def _names(text: str) -> frozenset[str] | None:
         return frozenset(json.loads(text))
     except (ValueError, TypeError):  # of a release to come
         return None
+
+
+def hosts_of(connection: sa.Connection, worker_ids: t.Collection[str | None]) -> dict[str, str]:
+    """Give the hosts of some workers, by id; of those that are known, also if they are gone."""
+    statement = sa.select(workers.c.id, workers.c.host).where(workers.c.id.in_(worker_ids))
+    return {row.id: row.host for row in connection.execute(statement)}
 
 
 def due_queues(connection: sa.Connection, *, seconds: float, limit: int) -> list[str]:
