@@ -25,7 +25,7 @@ if t.TYPE_CHECKING:
 
     from .engine.connections import KeptConnection
     from .engine.in_hand import InHand
-    from .status import Status
+    from .status import Progress, Status
 
 TASK = "flask_sequence.advance"
 """The name of the one Celery task."""
@@ -71,6 +71,9 @@ class Verbs(t.Protocol):
 
     def wait(self, run: t.Any, timeout: float) -> Status:
         """Wait until a run is finished, failed or cancelled."""
+
+    def progress(self, run: t.Any) -> Progress:
+        """Tell how far a run has come."""
 
 
 @dataclass(kw_only=True, eq=False)

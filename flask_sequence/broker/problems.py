@@ -69,7 +69,8 @@ def _scheme(celery: Celery) -> str:
 def _error_of_transport(celery: Celery) -> Exception | None:
     try:
         with celery.connection_for_write() as connection:
-            assert connection.transport
+            transport: t.Any = connection.transport
+            assert transport
     except Exception as error:
         return error
     return None

@@ -11,7 +11,7 @@ import types
 import typing as t
 import uuid
 
-from ..definition.data import decode_text, encode
+from ..definition.data import ReadOnlyData, decode_text, encode
 from ..definition.options import check_option
 from ..definition.registry import SequenceDefinition, StepOptions, find_sequence
 from ..errors import BusyError, InvalidOptionError, KeyBusyError, MoveRefusedError, RunNotFoundError
@@ -21,9 +21,10 @@ from ..rows.dialects import later
 from ..rows.inserts import insert_many
 from ..rows.models import SequenceRun
 from ..runtime import Nudge, Runtime, current_runtime
-from ..status import Status
+from ..status import Progress, Status, progress_of
 from .commits import run_in_hand
 from .connections import connection_of
+from .consumers import lost, no_consumer
 from .contexts import expire, identity_of
 from .transaction import (
     find_active_afresh,
@@ -149,7 +150,7 @@ def start(
     run = SequenceRun(
         **_new_row(runtime, definition, options),
         uid=uuid.uuid4(),
-        data=types.MappingProxyType(decode_text(text)),
+        data=ReadOnlyData(decode_text(text)),
         key=options.key,
         active_key=options.key,
     )
@@ -208,8 +209,16 @@ def start_many(
     runtime = current_runtime()
     if options.key is not None:
         raise InvalidOptionError("start_many() takes no key: it names one run. Use start().")
+    if isinstance(many, (t.Mapping, str)):
+        raise InvalidOptionError(
+            f"start_many() takes a list with a dict for each run; for one run write"
+            f" {definition.name}.start(**data)."
+        )
     limit, place = runtime.settings.max_data_bytes, definition.name
-    texts = [encode(data, max_bytes=limit, place=place) for data in many]
+    texts = [
+        encode(data, max_bytes=limit, place=place, root=f"many[{number}]")
+        for number, data in enumerate(many)
+    ]
     rows = [{"uid": uuid.uuid4(), "data": text} for text in texts]
     if not rows:
         return []
@@ -364,10 +373,32 @@ def wait(run: SequenceRun, timeout: float) -> Status:
             where, trouble = f"{row.status} at {row.step}", None
         left = until - time.monotonic()
         if left <= 0:
-            why = f": {trouble}" if trouble else "."
+            why = f": {trouble}" if trouble else f".{_why_waiting(runtime, run_id)}"
             raise TimeoutError(f"Run {run_id} is {where} after {timeout} s{why}") from trouble
         time.sleep(min(pause, left))
         pause = min(2 * pause, LONGEST_POLL)
+
+
+def _why_waiting(runtime: Runtime, run_id: int) -> str:
+    if runtime.is_eager:
+        return ""
+    with contextlib.suppress(BusyError), brief_read(runtime, LONGEST_POLL) as connection:
+        row = reads.look(connection, run_id)
+        if row is not None and row.status is Status.WAITING:
+            workers, default = reads.living_workers(connection), runtime.default_queue
+            told = no_consumer(workers, row.queue, default)
+            return f" {told}" if told else ""
+    return ""
+
+
+def progress(run: SequenceRun) -> Progress:
+    """Tell how far a run has come; see :attr:`SequenceRun.progress`."""
+    definition, run_id = find_sequence(run.sequence), identity_of(run)
+    done: list[str] = []
+    if run_id is not None:
+        done = reads.finished_steps(connection_of(current_runtime().db.session()), run_id)
+    names = definition.step_names if definition else ()
+    return progress_of(names, run.step, run.status, done)
 
 
 def find_run(run_id: int) -> SequenceRun:
@@ -384,7 +415,7 @@ def find_run(run_id: int) -> SequenceRun:
 def list_runs(
     *, status: Status | None = None, sequence: str | None = None, limit: int = 50
 ) -> list[Row]:
-    """Give the newest runs, without their data.
+    """Give the newest runs, without their data, and ``now``, the database's clock.
 
     :param status: Only these.
     :param sequence: Only those of this sequence.
@@ -394,4 +425,57 @@ def list_runs(
     return reads.list_runs(connection, status=status, sequence=sequence, limit=limit)
 
 
-__all__ = ["Nudge", "StartOptions", "cancel", "find_run", "list_runs", "retry", "start", "wait"]
+def missing_workers(rows: t.Iterable[t.Any]) -> list[str]:
+    """Say which workers are missing for runs that wait, and how to start them.
+
+    :param rows: The runs, with their ``status`` and ``queue``.
+    """
+    runtime = current_runtime()
+    queues = sorted({row.queue for row in rows if row.status is Status.WAITING})
+    if not queues or runtime.is_eager:
+        return []
+    workers = reads.living_workers(connection_of(runtime.db.session()))
+    told = (no_consumer(workers, queue, runtime.default_queue) for queue in queues)
+    return [text for text in told if text is not None]
+
+
+def holder_of(run: SequenceRun) -> tuple[str, str | None]:
+    """Say which process performs a run, and whether that seems to be gone, and what follows then.
+
+    :param run: A run that is performed.
+    """
+    runtime = current_runtime()
+    held = reads.holder(connection_of(runtime.db.session()), run.worker_id)
+    label = f"{held.host if held else '?'}:{run.pid}"
+    return label, lost(held, run.pid, here=runtime.host, sweep=runtime.settings.sweep_seconds)
+
+
+def retries_of(sequence: str, step: str) -> int | None:
+    """Give how many retries a step has; None: there is no limit, or it is not known here."""
+    options = options_of(sequence, step)
+    default = current_runtime().settings.max_retries
+    return options.retry.limit(default) if options else None
+
+
+def place_of(sequence: str, step: str) -> tuple[int, int] | None:
+    """Give the place of a step, from 1, and how many there are; None: it is not known here."""
+    definition = find_sequence(sequence)
+    names = definition.step_names if definition else ()
+    return (names.index(step) + 1, len(names)) if step in names else None
+
+
+__all__ = [
+    "Nudge",
+    "StartOptions",
+    "cancel",
+    "find_run",
+    "holder_of",
+    "list_runs",
+    "missing_workers",
+    "place_of",
+    "progress",
+    "retries_of",
+    "retry",
+    "start",
+    "wait",
+]

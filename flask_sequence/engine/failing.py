@@ -90,8 +90,8 @@ def _failed(
         failure,
         lambda kept: moves.reschedule(attempt.claim, kept, delay=delay, label=label),
     )
-    limit = attempt.step.options.retry.limit(attempt.runtime.settings.max_retries)
-    count = f"retry {attempt.claim.retries + 1}" + ("" if limit is None else f" of {limit}")
+    most = attempt.step.options.retry.limit(attempt.runtime.settings.max_retries)
+    count = f"retry {attempt.claim.retries + 1}" + ("" if most is None else f" of {most}")
     what = f"is retried in {delay:.1f} s ({count})"
     _tell_of(outcome, attempt, logging.WARNING, what, failure.error)
     return outcome
@@ -123,9 +123,7 @@ def _tell(level: int, text: str, *values: object) -> None:
         logger.log(level, text, *values)
 
 
-def _tell_failed(
-    attempt: Attempt, text: str, error: BaseException, traceback: str | None
-) -> None:
+def _tell_failed(attempt: Attempt, text: str, error: BaseException, traceback: str | None) -> None:
     """Log that a run has failed, with the exception: what collects errors groups them by it."""
     with contextlib.suppress(Exception):
         if not logger.isEnabledFor(logging.ERROR):

@@ -13,7 +13,7 @@ from sqlalchemy.schema import conv
 from ..definition.registry import StepOptions
 from ..errors import ConfigError, SetupError
 from ..runtime import Nudge, Runtime, current_runtime
-from ..status import Status, StepStatus
+from ..status import Progress, Status, StepStatus
 from .columns import data_type, id_type, name_type, text_type, time_type, uid_type, word_type
 from .dialects import clock
 
@@ -50,7 +50,7 @@ class SequenceRun(Base):
     status: Mapped[Status] = mapped_column(word_type(Status), default=Status.WAITING)
     """Where it stands."""
     data: Mapped[t.Mapping[str, t.Any]] = mapped_column(data_type())
-    """What the steps share, as of the last commit; read-only at the top."""
+    """What the steps share, as of the last commit: a dict that is read-only at the top."""
     format: Mapped[int] = mapped_column(sa.SMALLINT(), default=FORMAT)
     key: Mapped[str | None] = mapped_column(name_type())
     """The user's name for it."""
@@ -174,10 +174,25 @@ class SequenceRun(Base):
         """
         return current_runtime().verbs.wait(self, timeout)
 
+    @property
+    def progress(self) -> Progress:
+        """How far it has come: the number of steps that are done, of all, and each step's state.
+
+        It stays right where steps were renamed, added or removed since the run began. It reads the
+        history by one query each time.
+
+        :return: ``position``, ``total`` and ``steps``, which have a ``name`` and a ``state``.
+
+        .. versionadded:: 0.1
+        """
+        return current_runtime().verbs.progress(self)
+
     def __repr__(self) -> str:
         loaded = self.__dict__  # what is expired is not loaded for this: the session may be gone
         identity = sa.inspect(self).identity or (None,)
-        words = (identity[0], loaded.get("sequence"), loaded.get("status"))
+        words = [identity[0], loaded.get("sequence"), loaded.get("status")]
+        if identity[0] is not None and "status" not in loaded:
+            words[1:] = ["(expired by a commit: run.status loads it again)"]
         return f"<{' '.join(['SequenceRun', *(str(word) for word in words if word is not None)])}>"
 
 

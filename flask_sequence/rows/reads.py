@@ -9,7 +9,7 @@ import typing as t
 
 import sqlalchemy as sa
 
-from ..status import FINAL, Status
+from ..status import FINAL, Status, StepStatus
 from .claims import (
     CLAIM_COLUMNS,
     HELD_COLUMNS,
@@ -56,12 +56,18 @@ def find_active(connection: sa.Connection, sequence: str, key: str) -> int | Non
     return connection.execute(statement).scalar_one_or_none()
 
 
+_LISTED = (
+    *("id", "sequence", "step", "status", "key", "queue"),
+    *("attempt", "retries", "error", "due_at", "updated_at"),
+)
+
+
 def list_runs(
     connection: sa.Connection, *, status: Status | None, sequence: str | None, limit: int
 ) -> list[Row]:
     """Give the newest runs, without their data."""
-    columns = ("id", "sequence", "step", "status", "key", "error", "updated_at")
-    statement = sa.select(*(runs.c[name] for name in columns)).order_by(runs.c.id.desc())
+    columns: list[t.Any] = [*(runs.c[name] for name in _LISTED), clock().label("now")]
+    statement: sa.Select[t.Any] = sa.select(*columns).order_by(runs.c.id.desc())
     statement = statement.limit(limit)
     if status is not None:
         statement = statement.where(runs.c.status == status)
@@ -292,6 +298,14 @@ def ended_before(
     return [(row.finished_at, row.id) for row in connection.execute(statement)]
 
 
+def finished_steps(connection: sa.Connection, run_id: int) -> list[str]:
+    """Give the steps of a run that its history tells of as finished, in their order."""
+    statement = sa.select(step_runs.c.step).where(
+        step_runs.c.run_id == run_id, step_runs.c.status == StepStatus.FINISHED
+    )
+    return list(connection.execute(statement.order_by(step_runs.c.id)).scalars())
+
+
 def history_of(connection: sa.Connection, run_ids: t.Collection[int], limit: int) -> list[int]:
     """Give the ids of the rows in the history of some runs."""
     statement = sa.select(step_runs.c.id).where(step_runs.c.run_id.in_(run_ids)).limit(limit)
@@ -329,6 +343,25 @@ def _names(text: str) -> frozenset[str] | None:
         return frozenset(json.loads(text))
     except (ValueError, TypeError):  # of a release to come
         return None
+
+
+class Holder(t.NamedTuple):
+    """The worker of a run that is performed."""
+
+    host: str
+    pid: int
+    """That of its main process."""
+    lease: float
+    """For how many seconds it still counts as alive; a negative number: since when not."""
+
+
+def holder(connection: sa.Connection, worker_id: str | None) -> Holder | None:
+    """Give the worker with an id, also one that no longer counts as alive; None: it is gone."""
+    columns = (workers.c.host, workers.c.pid, workers.c.seen_until, clock().label("now"))
+    row = connection.execute(sa.select(*columns).where(workers.c.id == worker_id)).one_or_none()
+    if row is None:
+        return None
+    return Holder(row.host, row.pid, (row.seen_until - row.now).total_seconds())
 
 
 def hosts_of(connection: sa.Connection, worker_ids: t.Collection[str | None]) -> dict[str, str]:

@@ -343,7 +343,10 @@ def test_the_watch_lasts_until_a_look_has_succeeded(
                 keeping.do(FREE_OWN)
     clock[0] += 0.5
     assert [nudge.run_id for nudge in keeping.do(FREE_OWN)] == [run_id]
-    assert sqlite_stepping.row(run_id).error == "Crash: the process that ran the step died (crash 1 of 5)"
+    assert (
+        sqlite_stepping.row(run_id).error
+        == "Crash: the process that ran the step died (crash 1 of 5)"
+    )
 
 
 def away() -> t.NoReturn:
