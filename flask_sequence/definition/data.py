@@ -141,7 +141,7 @@ def encode(
 
     .. versionadded:: 0.1
     """
-    top = dict(data) if type(data) is ReadOnlyData else data
+    top = dict(data) if isinstance(data, ReadOnlyData) else data
     if type(top) is not dict:
         raise DataError(root, f"is {_article(type(top))}; it must be a dict")
     tree = _Writer(root).tree(top)
