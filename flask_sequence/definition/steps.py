@@ -8,7 +8,6 @@ import importlib.util
 import inspect
 import reprlib
 import sys
-import types
 import typing as t
 import uuid
 
@@ -151,7 +150,7 @@ class Step(t.Generic[DataT]):
         if "name" not in vars(cls):
             cls.name = cls.__name__
         perform = vars(cls).get("perform")
-        if isinstance(perform, types.FunctionType):
+        if inspect.isfunction(perform) and not inspect.iscoroutinefunction(perform):
             cls.perform = Perform(perform)  # type: ignore[method-assign, assignment]
         check_step(cls)
 
