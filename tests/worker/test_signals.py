@@ -6,8 +6,10 @@ import collections
 import json
 import os
 import signal
+import sys
 import time
 import typing as t
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +20,7 @@ from celery.concurrency import thread as threads
 from kombu import Producer, Queue
 from sqlalchemy.pool import NullPool
 
-from flask_sequence import Status
+from flask_sequence import Status, __version__
 from flask_sequence.rows.models import FORMAT
 from flask_sequence.runtime import TASK, runtime_of
 from flask_sequence.testing import drain
@@ -28,6 +30,7 @@ from flask_sequence.worker.signals import (
     _on_init,
     _time_limit,
     _warn_of_connections,
+    _warn_of_driver,
 )
 from tests.conftest import create_tables
 from tests.support import services
@@ -35,12 +38,10 @@ from tests.support.application import db
 from tests.support.servers import PostgreSQLServer, RedisServer
 from tests.support.stepping import be_worker
 from tests.support.waiting import wait_until
-from tests.support.workers import Worker, write_module
+from tests.support.workers import ROOT, Worker, write_module
 from tests.support.working import FOLDER, Scene, WorkBackend, WorkGated, WorkKept, WorkTwo
 
 if t.TYPE_CHECKING:
-    from pathlib import Path
-
     from flask import Flask
 
     from tests.support.services import Broker
@@ -389,6 +390,91 @@ def test_what_cannot_work_is_refused(make_app: MakeApp, tmp_path: Path, celery: 
     log = refused(tmp_path, module, celery=celery)
     assert "No module named 'nothing_like_this'" in log
     assert "broken_module.py" in log
+
+
+def test_what_can_never_work_ends_a_worker_with_its_cure(
+    make_app: MakeApp, sqlite_url: str, tmp_path: Path
+) -> None:
+    empty = f"sqlite:///{tmp_path / 'empty.sqlite'}"
+    config = {
+        "reddis": (sqlite_url, {"broker_url": "reddis://localhost"}, "did you mean redis://?"),
+        "number": (sqlite_url, {"broker_url": "redis://localhost/x"}, "Database is int"),
+        "tables": (empty, None, "'flask sequence init' once, and 'flask db upgrade'"),
+    }
+    for name, (url, celery, told) in config.items():
+        scene = Scene.make(make_app, tmp_path, url, celery)
+        log = refused(tmp_path, write_module(tmp_path, scene.source, f"{name}_app"), celery=False)
+        lines = [line for line in log.splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1
+        assert told in lines[0]
+        assert "Traceback" not in log
+
+
+def test_modules_beside_the_application_are_imported_under_celery_too(
+    make_app: MakeApp, sqlite_url: str, tmp_path: Path
+) -> None:
+    """Its command finds the application in the current folder, which is in no path then."""
+    source = """
+        from flask_sequence import BaseSequence, step
+
+        @step
+        def beside(data):
+            pass
+
+        class Beside(BaseSequence):
+            steps = (beside,)
+    """
+    module = write_module(tmp_path, source, "beside_sequences")
+    scene = Scene.make(make_app, tmp_path, sqlite_url, SEQUENCE_IMPORTS=(module,))
+    name = write_module(tmp_path, scene.source, "beside_app")
+    worker = Worker(
+        tmp_path, name, "-c", "1", celery=True, env={**scene.env, "PYTHONPATH": str(ROOT)}
+    )
+    worker.command = [str(Path(sys.executable).with_name("celery")), *worker.command[3:]]
+    with worker:
+        assert "Beside" in worker.log.partition("; database")[0]
+
+
+# What it says of itself
+
+
+@pytest.mark.parametrize("level", ["INFO", "ERROR"])
+def test_a_worker_says_what_it_works_with_at_every_level(
+    make_app: MakeApp, postgresql_url: str, tmp_path: Path, level: str
+) -> None:
+    scene = Scene.make(
+        make_app, tmp_path, postgresql_url, {"broker_url": "redis://:hush@localhost:1/3"}
+    )
+    module = write_module(tmp_path, scene.source)
+    worker = Worker(tmp_path, module, "-c", "1", "-Q", "b,a", "--loglevel", level, env=scene.env)
+    worker.launch()
+    try:
+        worker.wait_for("flask-sequence 0.", 30)
+    finally:
+        worker.kill()
+    (line,) = [line for line in worker.log.splitlines() if "flask-sequence 0." in line]
+    assert f"flask-sequence {__version__}: sequences " in line
+    assert "WorkTwo" in line
+    shown = sa.make_url(postgresql_url).render_as_string(hide_password=True)
+    assert line.endswith(f"; database {shown}; broker redis://:**@localhost:1/3; queues a, b")
+    assert "hush" not in worker.log
+
+
+def test_a_driver_that_blocks_green_threads_is_warned_of(
+    make_app: MakeApp, sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_app(sqlite_url)
+    worker = be_worker(app)
+    green = type("TaskPool", (), {"__module__": "celery.concurrency.gevent"})()
+    for driver, pool, warns in (
+        ("psycopg2", green, True),
+        ("psycopg", green, False),
+        ("psycopg2", object.__new__(threads.TaskPool), False),
+    ):
+        caplog.clear()
+        worker.engine = t.cast("t.Any", SimpleNamespace(dialect=SimpleNamespace(driver=driver)))
+        _warn_of_driver(runtime_of(app), pool)
+        assert ["use psycopg 3" in line for line in caplog.messages] == [True] * warns
 
 
 # Messages that nobody sent, and servers that go away
