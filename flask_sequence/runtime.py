@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import mmap
 import os
@@ -196,7 +197,16 @@ class Runtime:
 
         :param delay: Seconds until it is due.
         """
-        return self.is_eager or delay < (self.settings.sweep_seconds or 5.0)
+        if delay <= 0 or self.is_eager:
+            return True
+        return delay < (self.settings.sweep_seconds or 5.0) and not self._has_quorum_queues
+
+    @functools.cached_property
+    def _has_quorum_queues(self) -> bool:
+        # Celery refuses delays under a second with those, and warns of longer ones.
+        queues: t.Iterable[t.Any] = self.celery.amqp.queues.values()
+        kinds = ((queue.queue_arguments or {}).get("x-queue-type") for queue in queues)
+        return "quorum" in kinds
 
     def nudge(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import functools
 import types
 import typing as t
 from pathlib import Path
@@ -79,6 +80,10 @@ def committed() -> t.Any:
     return run
 
 
+def start(**data: t.Any) -> t.Any:
+    return Form.start(**data)
+
+
 def write_data() -> None:
     committed().data["email"] = "x"
 
@@ -90,6 +95,9 @@ def delete_run() -> None:
 
 def yields(data: t.Any) -> t.Any:
     yield data
+
+
+async def waits(self: t.Any) -> None: ...
 
 
 DATA: dict[str, tuple[t.Any, str]] = {
@@ -155,7 +163,7 @@ WRITTEN: dict[str, Mistake] = {
         lambda: a_step(max_retries="3"), DefinitionError, "takes a whole number from 0"
     ),
     **{
-        f"{name} on a step": Mistake(lambda name=name: a_step(**{name: 1}), DefinitionError, cure)
+        f"{name} on a step": Mistake(functools.partial(a_step, **{name: 1}), DefinitionError, cure)
         for name, cure in {
             "acks_late": "leave it out",
             "rate_limit": "a queue of its own",
@@ -167,6 +175,9 @@ WRITTEN: dict[str, Mistake] = {
             "pydantic": "check it in perform()",
         }.items()
     },
+    "a soft limit of an async step": Mistake(
+        lambda: a_step(perform=waits, soft_time_limit=5), DefinitionError, "asyncio.timeout()"
+    ),
     "run() for perform()": Mistake(
         lambda: define("Odd", (Step,), {"run": lambda self: None}), DefinitionError, "perform()"
     ),
@@ -222,7 +233,7 @@ STARTED: dict[str, Mistake] = {
     ),
     **{
         f"{name} as data": Mistake(
-            lambda name=name: Form.start(**{name: 1}),
+            functools.partial(start, **{name: 1}),
             DefinitionError,
             f"write MistakenForm.set({name}=...).start(). To store it all the same, write"
             f" MistakenForm.set().start({name}=...)",
@@ -248,9 +259,7 @@ STARTED: dict[str, Mistake] = {
         lambda: committed().wait(0.01), TimeoutError, "start one by 'flask sequence worker'."
     ),
     **{
-        f"{name} as data": Mistake(
-            lambda value=value: Form.set().start(value=value), DataError, cure
-        )
+        f"{name} as data": Mistake(functools.partial(start, value=value), DataError, cure)
         for name, (value, cure) in DATA.items()
     },
 }

@@ -77,7 +77,7 @@ def test_after_a_rename(sqlite_stepping: Stepping) -> None:
 def test_data_can_be_returned_by_a_view_and_copied(sqlite_app: Flask) -> None:
     run = TwoSteps.start(a={"b": [1]})
     db.session.commit()
-    sqlite_app.add_url_rule("/", view_func=lambda: {"run": run.data} | run.data)
+    sqlite_app.add_url_rule("/", view_func=lambda: {"run": run.data, **run.data})
     assert sqlite_app.test_client().get("/").json == {"run": {"a": {"b": [1]}}, "a": {"b": [1]}}
     assert json.loads(json.dumps(run.data)) == run.data
     for copied in (copy.deepcopy(run.data), pickle.loads(pickle.dumps(run.data))):

@@ -325,8 +325,15 @@ def check_step(cls: type[Step[t.Any]]) -> StepOptions:
             f"__init__() of step {cls.name} wants arguments, and a worker has none: read"
             " self.data in perform(), or give each argument a default."
         )
-    options = {name: getattr(cls, name) for name in OPTIONS if hasattr(cls, name)}
-    return StepOptions.from_mapping(cls.name, options)
+    written_options = {name: getattr(cls, name) for name in OPTIONS if hasattr(cls, name)}
+    options = StepOptions.from_mapping(cls.name, written_options)
+    if options.soft_time_limit is not None and inspect.iscoroutinefunction(perform):
+        # Its event loop runs in a thread, and the exception would be raised beside it.
+        raise InvalidOptionError(
+            f"{cls.name}: soft_time_limit does not end what is async: write asyncio.timeout() in"
+            " perform(), or time_limit, which kills the process."
+        )
+    return options
 
 
 def _check_attribute(where: str, name: str, value: object) -> None:

@@ -24,6 +24,7 @@ from .attempt import FRESH_TRIES, LEFT_ALONE, Attempt, Outcome
 from .connections import own_statements, own_transaction
 from .control import unknown_step
 from .patience import make_move, pause, until_answered
+from .processes import here
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
@@ -274,4 +275,5 @@ def stand_in(runtime: Runtime) -> None:
             pid=os.getpid(),
             lease=STAND_IN_SECONDS,
             queues=(),
+            place=here(),
         )

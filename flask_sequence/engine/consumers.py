@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import typing as t
 
 from ..rows.reads import Holder, Living
+from .processes import here, is_alive
 
 START = "flask sequence worker"
 """The command that starts a worker."""
@@ -28,33 +28,22 @@ def no_consumer(workers: t.Collection[Living], queue: str, default: str) -> str 
     return f"No worker is running: start one by '{START}{option}'."
 
 
-def lost(held: Holder | None, pid: int | None, *, here: str, sweep: float | None) -> str | None:
+def lost(held: Holder | None, pid: int | None, *, sweep: float | None) -> str | None:
     """Say that the process which performs a run seems to be gone, and what follows; None: it lives.
 
     :param held: Its worker, if there is a row of it.
     :param pid: The process.
-    :param here: The name of this host.
     :param sweep: Seconds from sweep to sweep.
     """
     pause = sweep or 0.0
     if held is None or held.lease <= 0:
         return f"Its worker is gone: another one takes the run over within {pause:g} s, if it runs."
-    if os.name != "posix" or held.host != here or pid is None or _is_alive(pid):
+    if held.place is None or held.place != here() or pid is None or is_alive(pid):
         return None
-    if _is_alive(held.pid):
+    if is_alive(held.pid):
         return "Its process is gone: its worker takes the run over within 3 s."
     wait = held.lease + pause
     return (
-        f"Its worker is gone: another one takes the run over in {wait:.0f} s, once its lease"
-        " (SEQUENCE_LEASE_SECONDS) is over, if it runs."
+        f"Its worker is gone: another one of this host takes the run over within {pause:g} s, or"
+        f" one elsewhere in {wait:.0f} s, once its lease (SEQUENCE_LEASE_SECONDS) is over."
     )
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -447,7 +447,7 @@ def holder_of(run: SequenceRun) -> tuple[str, str | None]:
     runtime = current_runtime()
     held = reads.holder(connection_of(runtime.db.session()), run.worker_id)
     label = f"{held.host if held else '?'}:{run.pid}"
-    return label, lost(held, run.pid, here=runtime.host, sweep=runtime.settings.sweep_seconds)
+    return label, lost(held, run.pid, sweep=runtime.settings.sweep_seconds)
 
 
 def retries_of(sequence: str, step: str) -> int | None:

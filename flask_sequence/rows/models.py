@@ -248,6 +248,8 @@ class Worker(Base):
     seen_until: Mapped[datetime.datetime] = mapped_column(time_type())
     queues: Mapped[str | None] = mapped_column(text_type())
     """The names of those that it consumes, as a list in JSON; None: it does not tell."""
+    place: Mapped[str | None] = mapped_column(name_type())
+    """Where its processes have their numbers, as ``engine.processes`` tells; None: it does not."""
 
     __table_args__: t.Any = (sa.PrimaryKeyConstraint("id", name="pk_sequence_workers"),)
 

@@ -324,16 +324,18 @@ class Living(t.NamedTuple):
     id: str
     host: str
     pid: int
+    place: str | None
+    """Where its processes have their numbers; None: it does not tell."""
     queues: frozenset[str] | None
     """Those that it consumes; None: it does not tell."""
 
 
 def living_workers(connection: sa.Connection) -> list[Living]:
     """Give the workers that count as alive; a process that stands in for one has no queues."""
-    columns = (workers.c.id, workers.c.host, workers.c.pid, workers.c.queues)
-    statement = sa.select(*columns).where(workers.c.seen_until > clock())
+    columns: list[t.Any] = [workers.c[name] for name in Living._fields]
+    statement: sa.Select[t.Any] = sa.select(*columns).where(workers.c.seen_until > clock())
     return [
-        Living(row.id, row.host, row.pid, None if row.queues is None else _names(row.queues))
+        Living(**{**row._mapping, "queues": None if row.queues is None else _names(row.queues)})
         for row in connection.execute(statement)
     ]
 
@@ -351,17 +353,20 @@ class Holder(t.NamedTuple):
     host: str
     pid: int
     """That of its main process."""
+    place: str | None
+    """Where its processes have their numbers; None: it does not tell."""
     lease: float
     """For how many seconds it still counts as alive; a negative number: since when not."""
 
 
 def holder(connection: sa.Connection, worker_id: str | None) -> Holder | None:
     """Give the worker with an id, also one that no longer counts as alive; None: it is gone."""
-    columns = (workers.c.host, workers.c.pid, workers.c.seen_until, clock().label("now"))
+    names = ("host", "pid", "place", "seen_until")
+    columns = (*(workers.c[name] for name in names), clock().label("now"))
     row = connection.execute(sa.select(*columns).where(workers.c.id == worker_id)).one_or_none()
     if row is None:
         return None
-    return Holder(row.host, row.pid, (row.seen_until - row.now).total_seconds())
+    return Holder(row.host, row.pid, row.place, (row.seen_until - row.now).total_seconds())
 
 
 def hosts_of(connection: sa.Connection, worker_ids: t.Collection[str | None]) -> dict[str, str]:

@@ -22,16 +22,18 @@ def renew_worker(
     pid: int,
     lease: float,
     queues: t.Collection[str] | None = None,
+    place: str | None = None,
 ) -> None:
     """Count a worker as alive for ``lease`` seconds from now.
 
     :param queues: The names of those that it consumes; None: it does not tell.
+    :param place: Where its processes have their numbers; None: it does not tell.
     """
     told = None if queues is None else json.dumps(sorted(queues))
     now: dict[str, t.Any] = {"seen_until": later(lease), "queues": told}
     renewed = sa.update(workers).where(workers.c.id == worker_id)
     if connection.execute(renewed.values(now)).rowcount == 0:
-        row = {"id": worker_id, "host": host, "pid": pid, **now}
+        row = {"id": worker_id, "host": host, "pid": pid, "place": place, **now}
         connection.execute(sa.insert(workers).values(**row))
 
 

@@ -44,7 +44,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_package_that_is_too_old_is_named() -> None:
-    celery = Celery("odd", broker=["redis://a", "redis://b"], set_as_current=False)
+    celery = Celery("odd", broker="redis://a;redis://b", set_as_current=False)
     error = VersionMismatch("Redis transport requires redis-py 9.")
     told = "Redis transport requires redis-py 9: run pip install -U 'kombu[redis]'."
     assert str(setup_problem(celery, error)) == told

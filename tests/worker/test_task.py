@@ -225,6 +225,15 @@ def test_options_travel_with_the_message(file_app: MakeApp) -> None:
     assert message.properties["priority"] == 7
 
 
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_quorum_queues_get_no_countdown(make_app: MakeApp, sqlite_url: str, kind: str) -> None:
+    """Celery refuses a short one there, and warns of each longer one."""
+    queue = Queue("q", queue_arguments={"x-queue-type": kind})
+    config = {"broker_url": "amqp://localhost", "task_queues": [queue], "task_default_queue": "q"}
+    runtime = runtime_of(make_app(sqlite_url, config))
+    assert [runtime.rides(delay) for delay in (0, 0.5, 2)] == [True, *2 * [kind == "classic"]]
+
+
 def test_a_short_countdown_rides_and_a_long_one_does_not(file_app: MakeApp) -> None:
     app = file_app()
     started(app, countdown=2)

@@ -12,7 +12,7 @@ from .lease import RemoveGoneWorkers, RenewLease
 from .publishing import PublishDue
 from .purge import Purge
 from .queues import FollowQueues
-from .recovery import FreeOrphans, FreeOwn, TakeBack
+from .recovery import FreeNeighbours, FreeOrphans, FreeOwn, TakeBack
 from .shutdown import LetChildrenEnd
 from .unknown import BlockUnknown, UnblockKnown
 
@@ -60,6 +60,13 @@ TAKE_BACK = Duty(
     name="take back what nobody works on",
     begin=TakeBack,
     interval=_looking_over,
+    seconds=2.0,
+    rows=500,
+)
+FREE_NEIGHBOURS = Duty(
+    name="take over from dead workers of this host",
+    begin=FreeNeighbours,
+    interval=_sweeping,
     seconds=2.0,
     rows=500,
 )
@@ -124,6 +131,7 @@ DUTIES: tuple[Duty, ...] = (
     RENEW_LEASE,
     FREE_OWN,
     TAKE_BACK,
+    FREE_NEIGHBOURS,
     FREE_ORPHANS,
     PUBLISH_DUE,
     LET_CHILDREN_END,

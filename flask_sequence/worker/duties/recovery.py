@@ -10,6 +10,7 @@ import typing as t
 
 from ...definition.retry import crash_delay
 from ...engine.control import options_of
+from ...engine.processes import here, is_alive
 from ...failures import one_line
 from ...rows import moves, reads
 from ...rows.claims import Held
@@ -30,6 +31,7 @@ WATCH_SECONDS = 5.0
 """For how long a child's last commit may still arrive after its end."""
 CLAIM_SECONDS = 0.2
 """How long a claim may take after Celery has begun to count a time limit."""
+GONE = "the worker that ran the step is gone"
 AGAIN_SECONDS = 0.5
 """After how long a pass is followed by another one if it did not come to the end."""
 
@@ -183,7 +185,7 @@ class FreeOrphans:
 
     def __init__(self, post: Post) -> None:
         self._post = post
-        self._freeing = Freeing(post, "the worker that ran the step is gone")
+        self._freeing = Freeing(post, GONE)
 
     def __call__(self) -> float | None:
         """Free some."""
@@ -193,6 +195,40 @@ class FreeOrphans:
     def _of_others(self, held: list[Held]) -> list[Held]:
         # This worker lives: after an outage it may only not have been able to say so yet.
         return [claim for claim in held if claim.worker_id != self._post.worker_id]
+
+
+class FreeNeighbours:
+    """Frees what workers of this host held whose processes are gone: it need not wait for a lease.
+
+    What a process still performs though its worker is gone is left to it, until the lease is over.
+    """
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self._freeing: dict[str, Freeing] = {}
+
+    def __call__(self) -> None:
+        """Look once."""
+        with self._post.connect() as connection:
+            workers = reads.living_workers(connection)
+        gone = [
+            each.id
+            for each in workers
+            if each.place is not None
+            and each.place == here()
+            and each.id != self._post.worker_id
+            and not is_alive(each.pid)
+        ]
+        self._freeing = {
+            worker_id: self._freeing.get(worker_id) or Freeing(self._post, GONE)
+            for worker_id in gone
+        }
+        for worker_id, freeing in self._freeing.items():
+            freeing.go_on(functools.partial(reads.held_by, worker_id=worker_id), _of_gone)
+
+
+def _of_gone(held: list[Held]) -> list[Held]:
+    return [claim for claim in held if claim.pid is not None and not is_alive(claim.pid)]
 
 
 class TakeBack:

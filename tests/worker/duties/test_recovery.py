@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
 import sys
 import threading
 import typing as t
@@ -15,12 +16,19 @@ import sqlalchemy as sa
 from flask_sequence import Status, StepStatus
 from flask_sequence.engine.connections import own_transaction
 from flask_sequence.engine.in_hand import InHand
+from flask_sequence.engine.processes import here
 from flask_sequence.rows import moves, reads, upkeep
 from flask_sequence.rows.claims import Held
 from flask_sequence.rows.dialects import later
 from flask_sequence.rows.models import runs, step_runs
 from flask_sequence.runtime import Nudge
-from flask_sequence.worker.duties import FREE_ORPHANS, FREE_OWN, TAKE_BACK, recovery
+from flask_sequence.worker.duties import (
+    FREE_NEIGHBOURS,
+    FREE_ORPHANS,
+    FREE_OWN,
+    TAKE_BACK,
+    recovery,
+)
 from tests.support.keeping import Keeping, spoil_time
 from tests.support.stepping import Stepping, be_worker, make_sequence, make_step, note
 from tests.support.strangers import Stranger
@@ -216,6 +224,36 @@ def test_a_hard_time_limit_is_a_crash_that_says_so(
     claim = claimed(stepping, make_step(end, time_limit=60), ago=ago)
     free_orphans(stepping)
     assert stepping.row(claim.id).error == text
+
+
+# Workers of this host, which need not be waited for
+
+
+@pytest.mark.skipif(here() is None, reason="the numbers of processes may be of another place")
+def test_what_dead_processes_of_this_host_held_is_taken_up_before_the_lease_is_over(
+    stepping: Stepping,
+) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    me, elsewhere = os.getpid(), "another boot"
+    holders = {
+        "dead": (gone.pid, here(), gone.pid),
+        "its process lives on": (gone.pid, here(), me),
+        "alive": (me, here(), gone.pid),  # its own keeper sees to that
+        "elsewhere": (gone.pid, elsewhere, gone.pid),
+        "silent about it": (gone.pid, None, gone.pid),
+    }
+    held = {}
+    for name, (main, place, pid) in holders.items():
+        with own_transaction(stepping.runtime) as connection:
+            upkeep.renew_worker(connection, name, host="h", pid=main, lease=30, place=place)
+        held[claimed(stepping, worker_id=name, pid=pid).id] = name
+    keeping = Keeping(stepping.runtime)
+    nudges = keeping.do(FREE_NEIGHBOURS)
+    assert [held[nudge.run_id] for nudge in nudges] == ["dead"]
+    row = stepping.row(nudges[0].run_id)
+    assert (row.status, row.crashes, row.error) == (Status.WAITING, 1, GONE)
+    assert keeping.do(FREE_NEIGHBOURS) == []
 
 
 # The keeper's own worker, after an outage longer than its lease
