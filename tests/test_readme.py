@@ -162,7 +162,7 @@ def test_a_worker_started_as_written_runs_it(application: Path) -> None:
         start = ("start", "ContactForm", "email=joel@example.com", "text=Hi")
         run_id = run(application, "-m", "flask", "sequence", *start).strip()
         listed = commands[-1].removeprefix("$ ").split()
-        finished = re.compile(rf"^{run_id} +ContactForm +send_receipt +finished", re.MULTILINE)
+        finished = re.compile(rf"^{run_id} +ContactForm +2/2 +finished", re.MULTILINE)
         wait_until(lambda: finished.search(run(application, "-m", *listed)), 20, interval=0.2)
 
 
