@@ -338,8 +338,9 @@ def unknown_step(runtime: Runtime, sequence: str, step: str) -> str:
     if definition is None:
         named = ", ".join(runtime.settings.imports) or "nothing"
         return (
-            f"The sequence {sequence!r} is not known to the workers of its queue: name the module"
-            f" that defines it in SEQUENCE_IMPORTS, which names {named}, and restart them."
+            f"The step {step!r} of the sequence {sequence!r} is not known to the workers of its"
+            " queue: name the module that defines it in SEQUENCE_IMPORTS, which names"
+            f" {named}, and restart them."
         )
     names = definition.step_names[:MOST_NAMED]
     more = ", ..." * (len(definition.step_names) > MOST_NAMED)

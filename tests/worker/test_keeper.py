@@ -250,7 +250,10 @@ def test_a_keeper_that_stops_leaves_nothing_behind(stepping: Stepping) -> None:
     keeping.keeper.post._until = 0.0
     keeping.keeper.stop()
     row = stepping.row(run_id)
-    assert (row.status, row.error) == (Status.WAITING, "Crash: the worker was shut down")
+    assert (row.status, row.error) == (
+        Status.WAITING,
+        "Crash: the worker was shut down (crash 1 of 5)",
+    )
     with stepping.connect() as connection:
         assert connection.scalars(sa.select(workers.c.id)).all() == []
 
@@ -295,11 +298,13 @@ def test_the_table_of_duties() -> None:
         ("renew the lease of its worker", 10.0, 2.0, 1),
         ("take over from dead processes of its worker", 0.5, 2.0, 500),
         ("take back what nobody works on", 5.0, 2.0, 500),
+        ("take over from what has died on this host", 5.0, 2.0, 500),
         ("take over from dead workers", 5.0, 2.0, 500),
         ("publish what is due", 5.0, 2.0, 1000),
         ("let processes end in a shutdown", 0.5, 0.1, 0),
         ("block what no worker knows", 5.0, 1.0, 1000),
         ("unblock what is known again", 5.0, 1.0, 5000),
+        ("look after queues that nobody consumes", 5.0, 1.0, 1000),
         ("remove the rows of dead workers", 60.0, 1.0, 500),
         ("purge what ended long ago", 5.0, 1.0, 5000),
     ]
@@ -310,7 +315,7 @@ def test_the_table_of_duties() -> None:
         "take back what nobody works on",
         "let processes end in a shutdown",
     ]
-    assert [duty.retry for duty in DUTIES] == [0.5] + [None] * 9
+    assert [duty.retry for duty in DUTIES] == [0.5] + [None] * 11
 
 
 def test_a_listener_that_fails_as_the_connection_goes_does_not_end_it(

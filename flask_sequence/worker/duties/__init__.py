@@ -64,7 +64,7 @@ TAKE_BACK = Duty(
     rows=500,
 )
 FREE_NEIGHBOURS = Duty(
-    name="take over from dead workers of this host",
+    name="take over from what has died on this host",
     begin=FreeNeighbours,
     interval=_sweeping,
     seconds=2.0,

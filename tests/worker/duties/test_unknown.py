@@ -93,6 +93,7 @@ def test_the_sentence_for_a_blocked_run_names_what_may_help(
     stepping.set(run_id, sequence="Renamed", due_at=later(-60))
     mark_unknown(stepping, DEFAULT)
     assert stepping.row(run_id).error == (
-        "The sequence 'Renamed' is not known to the workers of its queue: name the module that"
-        " defines it in SEQUENCE_IMPORTS, which names tests.support.starts, and restart them."
+        "The step 'end' of the sequence 'Renamed' is not known to the workers of its queue: name"
+        " the module that defines it in SEQUENCE_IMPORTS, which names tests.support.starts, and"
+        " restart them."
     )
