@@ -90,8 +90,9 @@ class ReadOnlyData(dict[str, t.Any]):
             " with other data start one: start(**{**run.data, ...})."
         )
 
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
+    if not t.TYPE_CHECKING:  # pragma: no branch
+        __setitem__ = __delitem__ = __ior__ = _refuse
+        clear = pop = popitem = setdefault = update = _refuse
 
     def __reduce__(self) -> tuple[t.Any, ...]:
         """Return how a copy is made."""
@@ -113,9 +114,10 @@ class UnreadableData(ReadOnlyData):
     def _tell(self, *args: t.Any, **kwargs: t.Any) -> t.NoReturn:
         raise self.error
 
-    __getitem__ = __iter__ = __len__ = __contains__ = __eq__ = __or__ = _tell
-    get = keys = values = items = copy = __reduce__ = _tell
-    __hash__ = None  # type: ignore[assignment]
+    if not t.TYPE_CHECKING:  # pragma: no branch
+        __getitem__ = __iter__ = __len__ = __contains__ = __eq__ = __or__ = _tell
+        get = keys = values = items = copy = __reduce__ = _tell
+        __hash__ = None
 
     def __repr__(self) -> str:
         return f"<unreadable {self.error}>"
