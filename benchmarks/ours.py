@@ -77,7 +77,6 @@ def create_app(place: Place | None = None) -> Flask:
         SQLALCHEMY_DATABASE_URI=place.database,
         TESTING=True,
         SEQUENCE_PUBLISH=True,
-        SEQUENCE_PUBLISH=True,
         **place.settings,
     )
     if place.broker is not None:

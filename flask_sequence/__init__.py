@@ -44,7 +44,7 @@ from .errors import (
 from .extension import Sequence, celery_app
 from .rows.models import SequenceRun, StepRun
 from .sequence import BaseSequence
-from .status import Status, StepStatus
+from .status import Progress, Status, StepProgress, StepState, StepStatus
 
 __version__ = "0.1.0"
 
@@ -65,6 +65,7 @@ __all__ = [
     "InvalidStepError",
     "KeyBusyError",
     "MoveRefusedError",
+    "Progress",
     "ReadOnlyError",
     "ReservedNameError",
     "RunInfo",
@@ -76,7 +77,9 @@ __all__ = [
     "Status",
     "Step",
     "StepInterrupted",
+    "StepProgress",
     "StepRun",
+    "StepState",
     "StepStatus",
     "UnknownOptionError",
     "UnknownSequenceError",

@@ -152,13 +152,18 @@ class UnknownSequenceError(SequenceError, LookupError):
 class RunNotFoundError(SequenceError, LookupError):
     """There is no committed run with that id.
 
-    :param run_id: The id that was looked for.
+    :param run_id: The id that was looked for; None: the run has none yet.
 
     .. versionadded:: 0.1
     """
 
-    def __init__(self, run_id: int) -> None:
-        super().__init__(f"There is no run {run_id}; was the session that started it committed?")
+    def __init__(self, run_id: int | None) -> None:
+        super().__init__(
+            "There is no run in the database yet: call db.session.commit() after start()."
+            if run_id is None
+            else f"There is no run {run_id} in the database: its start is not committed, or it has"
+            " ended and was deleted after SEQUENCE_RETENTION."
+        )
         self.run_id = run_id
 
 

@@ -150,7 +150,7 @@ def _warn_of_forgotten_commits(app: Flask, db: SQLAlchemy) -> None:
             return
         if db.session.registry.has() and (names := uncommitted(db.session())):
             logger.warning(
-                "Started and never committed, so they will not run: %s. Call db.session.commit()"
-                " after start().",
+                "Started and not committed: %s. Unless a teardown function commits them yet, they"
+                " will not run: call db.session.commit() after start().",
                 ", ".join(names),
             )

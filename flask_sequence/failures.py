@@ -62,7 +62,8 @@ def one_line(error: BaseException, secrets: t.Collection[str] = ()) -> str:
     :param secrets: What must not stand in the text.
     """
     name, message = type(error).__name__, _message(error, _own_statements(error))
-    return sentence(f"{name}: {message}" if message else name, secrets)
+    is_empty = message in ("", f"{name}()")
+    return sentence(name if is_empty else f"{name}: {message}", secrets)
 
 
 def sentence(text: str, secrets: t.Collection[str] = ()) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import mmap
 import os
 import socket
 import typing as t
+import uuid
+import zlib
 from dataclasses import dataclass, field
 
 from flask import current_app, has_app_context
@@ -23,7 +26,7 @@ if t.TYPE_CHECKING:
 
     from .engine.connections import KeptConnection
     from .engine.in_hand import InHand
-    from .status import Status
+    from .status import Progress, Status
 
 TASK = "flask_sequence.advance"
 """The name of the one Celery task."""
@@ -45,6 +48,17 @@ class Nudge:
     """Seconds until the message is to be handed out."""
     redirect: int = 0
     """The sign that it replaces one which had come by another way; 0: it does not."""
+    mark: str | None = None
+    """By which the run is told from one of another database with the same id, as ``mark_of`` makes
+    it; None: it is not known."""
+
+
+def mark_of(uid: uuid.UUID) -> str:
+    """Give the mark of a run: so little of its ``uid`` that nobody can make that of it.
+
+    :param uid: The run's.
+    """
+    return f"{zlib.crc32(uid.bytes):08x}"
 
 
 class Verbs(t.Protocol):
@@ -58,6 +72,9 @@ class Verbs(t.Protocol):
 
     def wait(self, run: t.Any, timeout: float) -> Status:
         """Wait until a run is finished, failed or cancelled."""
+
+    def progress(self, run: t.Any) -> Progress:
+        """Tell how far a run has come."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -74,6 +91,8 @@ class WorkerProcess:
     """The shortest time limit that its tasks have without one of their own, in seconds."""
     stop_flag: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
     """A byte that they share: set once the worker is asked to stop."""
+    foreign_flag: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
+    """A byte that they share: set once one of them has told of a nudge that is not theirs."""
     kept: KeptConnection | None = None
     """The connection that a process which performs one step at a time keeps through a burst."""
 
@@ -182,7 +201,16 @@ class Runtime:
 
         :param delay: Seconds until it is due.
         """
-        return self.is_eager or delay < (self.settings.sweep_seconds or 5.0)
+        if delay <= 0 or self.is_eager:
+            return True
+        return delay < (self.settings.sweep_seconds or 5.0) and not self._has_quorum_queues
+
+    @functools.cached_property
+    def _has_quorum_queues(self) -> bool:
+        # Celery refuses delays under a second with those, and warns of longer ones.
+        queues: t.Iterable[t.Any] = self.celery.amqp.queues.values()
+        kinds = ((queue.queue_arguments or {}).get("x-queue-type") for queue in queues)
+        return "quorum" in kinds
 
     def nudge(
         self,
@@ -204,6 +232,7 @@ class Runtime:
         :param redirect: The sign that it replaces one which came by another way.
         """
         chosen: t.Mapping[str, t.Any] = run.options or {}
+        uid: uuid.UUID | None = getattr(run, "uid", None)
         return Nudge(
             run_id=run.id,
             version=run.version if version is None else version,
@@ -214,6 +243,7 @@ class Runtime:
             soft_time_limit=options.soft_time_limit,
             countdown=countdown,
             redirect=redirect,
+            mark=None if uid is None else mark_of(uid),
         )
 
 

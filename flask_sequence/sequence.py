@@ -6,11 +6,40 @@ import dataclasses
 import datetime
 import typing as t
 
+from .definition.callables import ELSEWHERE, NotHere
+from .definition.options import unknown_option
 from .definition.registry import FunctionStep, SequenceDefinition, Step, define_sequence
 from .engine import control
 from .engine.control import StartOptions
-from .errors import EmptySequenceError
+from .errors import EmptySequenceError, InvalidOptionError
 from .rows.models import SequenceRun
+
+CHOICES = tuple(field.name for field in dataclasses.fields(StartOptions))
+"""The options of a start."""
+
+
+def _refuse_unnamed(name: str, unnamed: t.Sequence[object]) -> None:
+    if not unnamed:
+        return
+    data = unnamed[0]
+    names = [key for key in data if isinstance(key, str)] if isinstance(data, t.Mapping) else []
+    shown = f"{names[0]}=..." if names and names[0].isidentifier() else "email=..."
+    raise InvalidOptionError(
+        f"{name}.start() takes its data by name: write {name}.start({shown}), or"
+        f" {name}.start(**data) for a dict."
+    )
+
+
+def _refuse_options(name: str, data: t.Mapping[str, t.Any]) -> None:
+    chosen = [key for key in CHOICES if key in data]
+    if not chosen:
+        return
+    shown, rest = ", ".join(f"{key}=..." for key in chosen), "..." * (len(data) > len(chosen))
+    raise InvalidOptionError(
+        f"{name}.start() takes data, and {', '.join(chosen)} would be stored as such: for the"
+        f" option write {name}.set({shown}).start({rest}). To store it all the same, write"
+        f" {name}.set().start({shown})."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +55,10 @@ class PreparedSequence:
     definition: SequenceDefinition
     options: StartOptions
 
-    def start(self, /, **data: t.Any) -> SequenceRun:
-        """Start a run; see :meth:`BaseSequence.start`.
+    def start(self, /, *unnamed: t.Never, **data: t.Any) -> SequenceRun:
+        """Start a run; see :meth:`BaseSequence.start`. Whatever it is given by name is data.
 
+        :param unnamed: There is none.
         :param data: What the steps will share.
         :return: The run; with a key, perhaps the one that is active already.
         :raises KeyBusyError: If another transaction with the same key does not end.
@@ -37,6 +67,7 @@ class PreparedSequence:
 
         .. versionadded:: 0.1
         """
+        _refuse_unnamed(self.definition.name, unnamed)
         return control.start(self.definition, data, self.options)
 
     def start_many(self, many: t.Iterable[t.Mapping[str, t.Any]], /) -> list[int]:
@@ -85,9 +116,10 @@ class BaseSequence:
             cls._definition = define_sequence(cls, cls.name, cls.steps)
             cls.step_names = cls._definition.step_names
 
-    def __new__(cls, /, **data: t.Any) -> SequenceRun:  # type: ignore[misc]
+    def __new__(cls, /, *unnamed: t.Never, **data: t.Any) -> SequenceRun:  # type: ignore[misc]
         """Start a run; shorthand for :meth:`start`.
 
+        :param unnamed: There is none.
         :param data: What the steps will share, by name.
         :return: The run.
         :raises EmptySequenceError: If the class has no steps.
@@ -96,23 +128,30 @@ class BaseSequence:
 
         .. versionadded:: 0.1
         """
-        return cls.start(**data)
+        return cls.start(*unnamed, **data)
 
     @classmethod
-    def start(cls, /, **data: t.Any) -> SequenceRun:
+    def start(cls, /, *unnamed: t.Never, **data: t.Any) -> SequenceRun:
         """Start a run, as part of the caller's transaction: it runs once that is committed.
 
         It checks the data and adds a row to ``db.session``; it sends no SQL.
 
-        :param data: What the steps will share, by name.
+        :param unnamed: There is none.
+        :param data: What the steps will share, by name. What :meth:`set` takes is refused, since
+            it would do nothing here; ``set().start(...)`` stores it as data.
         :return: The run; its id is known from the flush on.
+        :raises InvalidOptionError: If something was given without a name, or is an option of
+            :meth:`set`.
         :raises EmptySequenceError: If the class has no steps.
         :raises DataError: If the data cannot be stored; the text names the place.
         :raises SetupError: If no application is active, or the extension is not initialised.
 
         .. versionadded:: 0.1
         """
-        return control.start(cls._defined(), data, StartOptions())
+        definition = cls._defined()
+        _refuse_unnamed(definition.name, unnamed)
+        _refuse_options(definition.name, data)
+        return control.start(definition, data, StartOptions())
 
     @classmethod
     def start_many(cls, many: t.Iterable[t.Mapping[str, t.Any]], /) -> list[int]:
@@ -137,6 +176,7 @@ class BaseSequence:
         eta: datetime.datetime | None = None,
         queue: str | None = None,
         priority: int | None = None,
+        **unknown: t.Never,
     ) -> PreparedSequence:
         """Choose options for the next start, apart from its data.
 
@@ -146,12 +186,16 @@ class BaseSequence:
         :param eta: When it is due; an aware time.
         :param queue: The queue of the steps that name none.
         :param priority: The priority of the steps that name none: 0 to 9, higher is sooner.
+        :param unknown: There is none.
         :return: The sequence, with ``start`` and ``start_many``.
         :raises EmptySequenceError: If the class has no steps.
         :raises InvalidOptionError: If a value cannot be used.
+        :raises UnknownOptionError: If there is no such option.
 
         .. versionadded:: 0.1
         """
+        for name in unknown:
+            raise unknown_option(f"{cls.__name__}.set()", name, CHOICES)
         options = StartOptions(
             key=key, countdown=countdown, eta=eta, queue=queue, priority=priority
         )
@@ -165,3 +209,15 @@ class BaseSequence:
                 " some, as in steps = (CreateMessage, SendReceipt)."
             )
         return cls._definition
+
+
+for _name in ELSEWHERE:
+    setattr(
+        BaseSequence,
+        _name,
+        NotHere(
+            _name,
+            "Start it by {name}.start(email=...), with options by {name}.set(countdown=60)"
+            ".start(email=...), and commit the session.",
+        ),
+    )

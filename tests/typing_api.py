@@ -151,7 +151,7 @@ def start(when: datetime.datetime) -> None:
     assert_type(ContactForm.set(eta=when, queue="a", priority=9).start(), SequenceRun)
     assert_type(ContactForm.set(queue="bulk").start_many([{}]), list[int])
     ContactForm.start(cls=1, self=2)  # Any name can be one of the data.
-    ContactForm.set(name="Joel")  # type: ignore[call-arg] # pyright: ignore
+    ContactForm.set(name="Joel")  # type: ignore[arg-type] # pyright: ignore
     ContactForm.set("a")  # type: ignore[call-arg] # pyright: ignore
     ContactForm.start_many(5)  # type: ignore[arg-type] # pyright: ignore
 
@@ -221,7 +221,7 @@ def catch() -> None:
         assert_type(error.sequence, str)
         print(is_timeout)
     except (RunNotFoundError, MoveRefusedError) as error:
-        assert_type(error.run_id, int)
+        assert_type(error.run_id, int | None)
     except StepInterrupted as error:
         is_base: SequenceError = error
         is_no_error: BaseException = error.interrupt

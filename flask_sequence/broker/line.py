@@ -152,7 +152,10 @@ class Line:
         return sent
 
     def _send_one(self, producer: t.Any, nudge: Nudge) -> None:
-        message = {"format": FORMAT, "id": nudge.run_id, "version": nudge.version}
+        message: dict[str, t.Any] = {"format": FORMAT, "id": nudge.run_id}
+        message["version"] = nudge.version
+        if nudge.mark is not None:
+            message["mark"] = nudge.mark
         task: t.Any = self._celery.tasks[TASK]
         task.apply_async(
             kwargs=message,

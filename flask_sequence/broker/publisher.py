@@ -14,6 +14,7 @@ from ..runtime import Nudge, Runtime
 from .bounded import Bounded, BusyError
 from .embedded import warn_embedded
 from .line import Line
+from .problems import setup_problem
 
 if t.TYPE_CHECKING:
     from celery import Celery
@@ -119,10 +120,20 @@ class Publisher:
             return  # another one is in its place
         self._rests_until = time.monotonic() + REST_SECONDS
         if not self._out:
-            logger.warning(
-                "The broker does not take messages (%s); runs wait for the sweep", one_line(error)
-            )
+            self._tell(error)
         self._out = True
+
+    def _tell(self, error: Exception) -> None:
+        problem = setup_problem(self.celery, error)
+        if problem is not None:
+            logger.error("Runs are saved, and no worker hears of them: %s", problem)
+            return
+        logger.warning(
+            "The broker does not take messages (%s). Nothing is lost: workers pick the runs up once"
+            " they reach it again. If that lasts, check its server, and broker_url in the settings"
+            " of Celery.",
+            one_line(error),
+        )
 
 
 _users: weakref.WeakSet[Runtime] = weakref.WeakSet()
@@ -148,4 +159,5 @@ def _forget_publishers() -> None:
     _users.clear()
 
 
-os.register_at_fork(after_in_child=_forget_publishers)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_publishers)

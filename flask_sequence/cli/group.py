@@ -14,6 +14,8 @@ from ..runtime import runtime_of
 from ..worker.signals import import_sequences
 from .text import escape
 
+ORDER = ("init", "worker", "start", "list", "show", "retry", "cancel")
+
 
 class SequenceGroup(AppGroup):
     """Imports the application's sequences before a command, and tells errors in one line."""
@@ -28,9 +30,14 @@ class SequenceGroup(AppGroup):
         except NO_ANSWER as error:
             told = " ".join(str(error.orig).split())
             raise click.ClickException(
-                f"The database does not answer: {escape(told)}. Is its server running, and does"
-                " SQLALCHEMY_DATABASE_URI lead to it?"
+                f"The database does not answer ({escape(told)}): start its server, or correct"
+                " SQLALCHEMY_DATABASE_URI."
             ) from error
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Give the commands in the order in which one needs them."""
+        known = [name for name in ORDER if name in self.commands]
+        return known + sorted(set(self.commands) - set(known))
 
 
 def load_application(ctx: click.Context) -> Flask:

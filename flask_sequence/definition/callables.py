@@ -2,10 +2,67 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 import typing as t
 
 from ..errors import InvalidStepError
+
+ELSEWHERE = ("apply_async", "delay", "enqueue", "perform_async", "s", "si")
+"""What starts work in other libraries, and is tried here."""
+
+
+class NotHere:
+    """An attribute that there is not, which says what to write instead.
+
+    :param name: Its name.
+    :param cure: What to write; ``{name}`` is the name of the class.
+    """
+
+    def __init__(self, name: str, cure: str) -> None:
+        self._name = name
+        self._cure = cure
+
+    def __get__(self, instance: object, owner: type) -> t.NoReturn:
+        problem = f"{owner.__name__!r} has no attribute {self._name!r}."
+        raise AttributeError(f"{problem} {self._cure.format(name=owner.__name__)}")
+
+
+class Perform:
+    """``perform()`` of a step class, which is called on a step, and not by hand on the class.
+
+    :param function: The function as it was written.
+    """
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self.function = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: t.Any, owner: type) -> t.Any:
+        if instance is not None:
+            return types.MethodType(self.function, instance)
+
+        @functools.wraps(self.function)
+        def called_on_the_class(*args: t.Any, **kwargs: t.Any) -> t.Any:
+            if not (args and isinstance(args[0], owner)):
+                raise InvalidStepError(
+                    f"{owner.__name__}.perform() is called by a worker, and gets no data as an"
+                    f" argument: {owner.__name__}.call(data) runs it in place."
+                )
+            return self.function(*args, **kwargs)
+
+        return called_on_the_class
+
+
+def written(cls: type, name: str) -> t.Any:
+    """Give a method of a class as it was written.
+
+    :param cls: The class.
+    :param name: Its name.
+    """
+    found = inspect.getattr_static(cls, name)
+    return found.function if isinstance(found, Perform) else getattr(cls, name)
 
 
 def check_function(where: str, function: object, arguments: int, shape: str) -> None:

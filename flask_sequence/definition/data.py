@@ -9,18 +9,22 @@ level more than MariaDB may take, and keeps in bytes the NUL that PostgreSQL ref
 from __future__ import annotations
 
 import base64
+import collections.abc
 import enum
+import functools
 import json
 import logging
 import math
+import numbers
+import pathlib
 import reprlib
+import types
 import typing as t
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from types import MappingProxyType
 from uuid import UUID
 
-from ..errors import DataError, DataTooLargeError
+from ..errors import DataError, DataTooLargeError, ReadOnlyError
 
 WARN_BYTES: t.Final = 256 * 1024
 """Data that takes more bytes than this as JSON is warned of in the log."""
@@ -49,34 +53,102 @@ _CURES: dict[type, str] = {
     frozenset: "store a sorted list",
     timedelta: "store its total_seconds()",
     **{kind: f"store a plain {kind.__name__}" for kind in (dict, list, str, *_MARKED)},
+    bytearray: "store bytes",
+    memoryview: "store bytes",
+    numbers.Number: "store an int, a float or a Decimal",
+    pathlib.PurePath: "store str() of it",
+    BaseException: "store str() of it",
+    type: "store its name",
+    types.FunctionType: "store what it returns, or its name",
+    types.BuiltinFunctionType: "store what it returns, or its name",
+    types.MethodType: "store what it returns, or its name",
+    functools.partial: "store what it returns, or its name",
+    collections.abc.Mapping: "store a dict",
+    collections.abc.Iterator: "store a list of what it gives",
+    collections.abc.Collection: "store a list",
     object: "store an id, and load it in the step",
 }
+
+_KEY_FAULT = "is under a key that is no string; write the key as str(...)"
 
 _log = logging.getLogger("flask_sequence")
 _warned: set[str] = set()
 """The places that large data was warned of."""
 
 
-def encode(data: t.Mapping[str, t.Any], *, max_bytes: int | None = None, place: str = "") -> str:
+class ReadOnlyData(dict[str, t.Any]):
+    """The data of a run, for who only reads it: a dict that cannot be changed.
+
+    What is below the top is not guarded. A copy of it, deep or not, is a dict like others.
+
+    .. versionadded:: 0.1
+    """
+
+    def _refuse(self, *args: t.Any, **kwargs: t.Any) -> t.NoReturn:
+        raise ReadOnlyError(
+            "run.data is read-only: a step changes it, as self.data, while it runs. For a run"
+            " with other data start one: start(**{**run.data, ...})."
+        )
+
+    if not t.TYPE_CHECKING:  # pragma: no branch
+        __setitem__ = __delitem__ = __ior__ = _refuse
+        clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[t.Any, ...]:
+        """Return how a copy is made."""
+        return dict, (dict(self),)
+
+
+class UnreadableData(ReadOnlyData):
+    """Stands in for data that cannot be read, so that its run can be; whoever reads it is told.
+
+    :param error: Why it cannot be read.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self, error: DataError) -> None:
+        super().__init__()
+        self.error: DataError = error
+
+    def _tell(self, *args: t.Any, **kwargs: t.Any) -> t.NoReturn:
+        raise self.error
+
+    if not t.TYPE_CHECKING:  # pragma: no branch
+        __getitem__ = __iter__ = __len__ = __contains__ = __eq__ = __or__ = _tell
+        get = keys = values = items = copy = __reduce__ = _tell
+        __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"<unreadable {self.error}>"
+
+
+def encode(
+    data: t.Mapping[str, t.Any],
+    *,
+    max_bytes: int | None = None,
+    place: str = "",
+    root: str = "data",
+) -> str:
     """Check data and write it as JSON; the same data gives the same text.
 
     :param data: A dict, or a read-only view of one. The order of keys is not kept.
     :param max_bytes: The most bytes that the text may take in UTF-8; ``None`` is no limit.
     :param place: Where the data come from, a sequence or a step: large ones are warned of in the
         log, once for each place.
+    :param root: What the data are called in an error.
     :return: The text for the JSON column.
     :raises DataError: If something in it would not come back as it is.
     :raises DataTooLargeError: If it takes more than ``max_bytes``.
 
     .. versionadded:: 0.1
     """
-    top = dict(data) if type(data) is MappingProxyType else data
+    top = dict(data) if isinstance(data, ReadOnlyData) else data
     if type(top) is not dict:
-        raise DataError("data", f"is {_article(type(top))}; it must be a dict")
-    text = json.dumps(
-        _Writer().tree(top), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-    )
-    _check_size(len(text.encode()), max_bytes, place)
+        raise DataError(root, f"is {_article(type(top))}; it must be a dict")
+    tree = _Writer(root).tree(top)
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    _check_size(len(text.encode()), max_bytes, place, root)
     return text
 
 
@@ -110,7 +182,8 @@ def decode_text(text: str) -> dict[str, t.Any]:
 class _Writer:
     """Builds the JSON tree of data, and knows where it stands, for the path of an error."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: str) -> None:
+        self.root = root
         self.path: list[t.Any] = []
         self.parents: list[t.Any] = []
 
@@ -146,13 +219,13 @@ class _Writer:
 
     def key(self, key: t.Any) -> str:
         self.path.append(key)
-        if fault := _fault(key) if type(key) is str else "is under a key that is no str":
+        if fault := _fault(key) if type(key) is str else _KEY_FAULT:
             self.refuse(fault)
         self.path.pop()
         return f"\\{key}" if key.lstrip("\\") == _TYPE else t.cast(str, key)
 
     def refuse(self, fault: str) -> t.NoReturn:
-        raise DataError("data" + "".join(f"[{_shown(place)}]" for place in self.path), fault)
+        raise DataError(self.root + "".join(f"[{_shown(place)}]" for place in self.path), fault)
 
 
 def _article(kind: type) -> str:
@@ -229,10 +302,10 @@ def _read_marked(mark: t.Any, value: t.Any) -> t.Any:
 _CURE = "keep what is large in a table of your own, and its id in the data"
 
 
-def _check_size(size: int, max_bytes: int | None, place: str) -> None:
+def _check_size(size: int, max_bytes: int | None, place: str, root: str) -> None:
     if max_bytes is not None and size > max_bytes:
         limit = f"more than the {max_bytes} of SEQUENCE_MAX_DATA_BYTES"
-        raise DataTooLargeError("data", f"takes {size} bytes as JSON, {limit}; {_CURE}")
+        raise DataTooLargeError(root, f"takes {size} bytes as JSON, {limit}; {_CURE}")
     if size > WARN_BYTES and place and place not in _warned:
         _warned.add(place)
         _log.warning(

@@ -8,9 +8,9 @@ import reprlib
 import typing as t
 
 from ..errors import InvalidOptionError, InvalidStepError
-from .callables import check_function
+from .callables import ELSEWHERE, check_function
 from .options import OPTIONS, check_name, unknown_option
-from .steps import Step
+from .steps import STEP_CURE, Step
 
 P = t.ParamSpec("P")
 R = t.TypeVar("R")
@@ -52,6 +52,13 @@ class FunctionStep(t.Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<step {self.name}>"
+
+    if not t.TYPE_CHECKING:  # pragma: no branch
+
+        def __getattr__(self, name: str) -> t.NoReturn:
+            problem = f"The step {self.__dict__.get('name')} has no attribute {name!r}."
+            cure = STEP_CURE.format(name=self.__dict__.get("name")) if name in ELSEWHERE else ""
+            raise AttributeError(f"{problem} {cure}".rstrip(), name=name, obj=self)
 
     def call(self, data: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         """Run the step in place; see :meth:`Step.call`.

@@ -27,6 +27,8 @@ _ROW = "The run's row, not the message, keeps the promise: leave it out."
 _RESULT = "No result backend is used: put a result into self.data, and ask the run how it stands."
 _MESSAGE = "A message holds the run's id and version, as JSON: leave it out."
 _EVENTS = "Celery sees one task for all steps: ask the run how it stands."
+_WAY = "Name the queue of the step by `queue`, and route that in Celery's task_queues."
+_PYDANTIC = "A step has one argument, the data: check it in perform(), or before start()."
 _HANDLER = "Nothing would call it: write what it does as a step, or catch the error in perform()."
 _START = "Write set({0}=...) before start(), or self.retry(countdown=...) inside a step."
 
@@ -45,15 +47,27 @@ CELERY_OPTIONS: t.Mapping[str, str] = {
     "backend": _RESULT,
     "bind": "perform(self) has the step already; bind=True is for functions under @step.",
     "compression": _MESSAGE,
+    "delivery_mode": _MESSAGE,
     "countdown": _START.format("countdown"),
     "eta": _START.format("eta"),
+    "exchange": _WAY,
+    "exchange_type": _WAY,
     "expires": "Call self.finish() or self.fail() in a step that comes too late, or run.cancel().",
     "ignore_result": _RESULT,
+    "immediate": _WAY,
+    "link": _HANDLER,
+    "link_error": _HANDLER,
+    "mandatory": _WAY,
+    "pydantic": _PYDANTIC,
+    "pydantic_context": _PYDANTIC,
+    "pydantic_dump_kwargs": _PYDANTIC,
+    "pydantic_strict": _PYDANTIC,
     "rate_limit": "Give the step a queue of its own, and that queue a worker with few processes.",
     "reject_on_worker_lost": _ROW,
     "resultrepr_maxsize": _RESULT,
     "retry_kwargs": "Write max_retries, and default_retry_delay for a fixed delay.",
     "retry_on_worker_lost": _ROW,
+    "routing_key": _WAY,
     "send_events": _EVENTS,
     "serializer": _MESSAGE,
     "store_eager_result": _RESULT,

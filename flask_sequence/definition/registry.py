@@ -211,8 +211,8 @@ def _refuse_duplicates(name: str, steps: tuple[StepDefinition, ...]) -> None:
         if found.name in places:
             raise DuplicateStepError(
                 f"{name}.steps[{places[found.name]}] and {name}.steps[{place}] are both named"
-                f" {found.name!r}, and a run knows its step by name: give one another `name`, by"
-                " a class that inherits from it or by @step(name=...)."
+                f" {found.name!r}, and a run knows its step by name: rename one of them by a"
+                " `name` of its own, in a class that inherits from it or by @step(name=...)."
             )
         places[found.name] = place
 
@@ -225,5 +225,6 @@ def _refuse_foreign(new: SequenceDefinition, old: SequenceDefinition | None) -> 
         return
     raise DuplicateSequenceError(
         f"{new.origin} and {old.origin} are both named {new.name!r}, and a run knows its sequence"
-        " by name: give one another `name`, and import each module by one name only."
+        " by name: rename one of them by a `name` of its own, and import each module by one name"
+        " only."
     )

@@ -53,6 +53,15 @@ class RetryPolicy:
             error, self.dont_autoretry_for
         )
 
+    def limit(self, default: int | None) -> int | None:
+        """Tell how many retries there are; ``None``: there is no limit.
+
+        :param default: ``SEQUENCE_MAX_RETRIES``, for a policy without a number of its own.
+
+        .. versionadded:: 0.1
+        """
+        return default if self.max_retries == FROM_CONFIG else self.max_retries
+
     def delay(
         self, retries: int, *, default_limit: int | None, countdown: float | None = None
     ) -> float | None:
@@ -65,7 +74,7 @@ class RetryPolicy:
 
         .. versionadded:: 0.1
         """
-        limit = default_limit if self.max_retries == FROM_CONFIG else self.max_retries
+        limit = self.limit(default_limit)
         if limit is not None and retries >= limit:
             return None
         if countdown is not None:

@@ -25,7 +25,7 @@ from ..errors import (
     StepInterrupted,
     UnknownOptionError,
 )
-from .callables import check_function, check_result, takes
+from .callables import ELSEWHERE, NotHere, Perform, check_function, check_result, takes, written
 from .data import decode_text, encode
 from .options import (
     CELERY_HANDLERS,
@@ -55,6 +55,13 @@ RESERVED: t.Mapping[str, str] = {
     "run": "Give yours another name; what the step does stands in perform().",
 }
 """The names that a step class must not set, each with what to do instead."""
+
+
+STEP_CURE = (
+    "A step runs in a sequence: list it in `steps` of one, and start that by start(...);"
+    " {name}.call(data) runs it in place, for a test."
+)
+"""What to do instead of starting a step by itself; ``{name}`` is its name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +149,19 @@ class Step(t.Generic[DataT]):
         super().__init_subclass__(**kwargs)
         if "name" not in vars(cls):
             cls.name = cls.__name__
+        perform = vars(cls).get("perform")
+        if inspect.isfunction(perform) and not inspect.iscoroutinefunction(perform):
+            cls.perform = Perform(perform)  # type: ignore[method-assign, assignment]
         check_step(cls)
 
     if not t.TYPE_CHECKING:  # pragma: no branch
+
+        def __new__(cls, *args: t.Any, **kwargs: t.Any) -> t.Self:
+            if (args or kwargs) and cls.__init__ is object.__init__:
+                raise InvalidStepError(
+                    f"{cls.__name__}() takes no arguments. {STEP_CURE.format(name=cls.__name__)}"
+                )
+            return super().__new__(cls)
 
         def __getattr__(self, name: str) -> t.NoReturn:
             problem = f"{type(self).__name__!r} object has no attribute {name!r}"
@@ -257,6 +274,10 @@ class Step(t.Generic[DataT]):
             raise self._interrupt
 
 
+for _name in ELSEWHERE:
+    setattr(Step, _name, NotHere(_name, STEP_CURE))
+
+
 def _perform_in_place(step: Step[t.Any]) -> None:
     perform = step.perform
     if inspect.iscoroutinefunction(perform):
@@ -291,7 +312,7 @@ def check_step(cls: type[Step[t.Any]]) -> StepOptions:
         if owner not in Step.__mro__:
             for attribute, value in vars(owner).items():
                 _check_attribute(owner.__qualname__, attribute, value)
-    perform: t.Any = cls.perform
+    perform = written(cls, "perform")
     if perform is not Step.perform:
         check_function(f"perform() of step {cls.name}", perform, 1, "def perform(self)")
         if inspect.iscoroutinefunction(perform) and importlib.util.find_spec("asgiref") is None:
@@ -304,8 +325,15 @@ def check_step(cls: type[Step[t.Any]]) -> StepOptions:
             f"__init__() of step {cls.name} wants arguments, and a worker has none: read"
             " self.data in perform(), or give each argument a default."
         )
-    options = {name: getattr(cls, name) for name in OPTIONS if hasattr(cls, name)}
-    return StepOptions.from_mapping(cls.name, options)
+    written_options = {name: getattr(cls, name) for name in OPTIONS if hasattr(cls, name)}
+    options = StepOptions.from_mapping(cls.name, written_options)
+    if options.soft_time_limit is not None and inspect.iscoroutinefunction(perform):
+        # Its event loop runs in a thread, and the exception would be raised beside it.
+        raise InvalidOptionError(
+            f"{cls.name}: soft_time_limit does not end what is async: write asyncio.timeout() in"
+            " perform(), or time_limit, which kills the process."
+        )
+    return options
 
 
 def _check_attribute(where: str, name: str, value: object) -> None:

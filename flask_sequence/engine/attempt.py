@@ -17,7 +17,8 @@ from ..status import Status
 
 FRESH_TRIES = 5
 """How often a step is begun again at once when the database asks for it."""
-_TERMINATED = (signal.SIGTERM - 256, signal.SIGQUIT - 256)
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGQUIT") if hasattr(signal, name)]
+_TERMINATED = tuple(number - 256 for number in _SIGNALS)
 """How a pool's child exits at SIGTERM; at SIGQUIT where ``REMAP_SIGTERM`` says so."""
 
 

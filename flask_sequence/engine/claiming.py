@@ -11,17 +11,20 @@ import uuid
 
 import sqlalchemy as sa
 
+from ..broker.problems import shown_broker
 from ..definition.data import decode_text, encode
 from ..definition.registry import SequenceDefinition, StepDefinition, find_sequence
-from ..failures import Failure, one_line
+from ..failures import Failure, one_line, sanitise
 from ..rows import moves, reads, upkeep
 from ..rows.claims import Claim, Row, is_known_format
 from ..rows.driver_errors import is_row_locked, is_transient
-from ..runtime import Runtime
+from ..runtime import Runtime, mark_of
 from ..status import Status
 from .attempt import FRESH_TRIES, LEFT_ALONE, Attempt, Outcome
 from .connections import own_statements, own_transaction
+from .control import unknown_step
 from .patience import make_move, pause, until_answered
+from .processes import here
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
@@ -39,6 +42,8 @@ class Message(t.NamedTuple):
     """The sequence and the step that it names in logs, perhaps; a hint."""
     redirect: int = 0
     """The sign by which a nudge is known that was sent again, as ``redirect_sign`` makes it."""
+    mark: object = None
+    """The mark of its run, as ``mark_of`` makes it; None: it has none."""
 
     @property
     def limits(self) -> tuple[float | None, float | None]:
@@ -80,6 +85,8 @@ def claim_run(
                 if not claim:
                     sent = False  # the answer was no
                     row = reads.look(connection, run_id)
+                    if message is not None and message.mark is not None:
+                        _tell_foreign(runtime, connection, row, run_id, message)
                     refused = _refuse(runtime, row, version, ignore_due)
                     if refused is None and message is not None:
                         refused = _redirect(runtime, connection, row, message)
@@ -110,12 +117,8 @@ def _refuse(runtime: Runtime, row: Row | None, version: int, ignore_due: bool) -
         return LEFT_ALONE
     found = _find(row.sequence, row.step)
     if found is None:
-        logger.warning(
-            "Run %s stands at %s.%s, which is not known here; is it in SEQUENCE_IMPORTS?",
-            row.id,
-            row.sequence,
-            row.step,
-        )
+        told = unknown_step(runtime, row.sequence, row.step)
+        logger.warning("Run %s cannot go on here. %s", row.id, told)
     if row.due_at is None or found is None:
         return LEFT_ALONE
     rest = (row.due_at - row.now).total_seconds()
@@ -124,6 +127,38 @@ def _refuse(runtime: Runtime, row: Row | None, version: int, ignore_due: bool) -
     if not runtime.rides(rest):
         return LEFT_ALONE
     return Outcome(nudge=runtime.nudge(row, found[1].options, countdown=rest))
+
+
+def _tell_foreign(
+    runtime: Runtime, connection: sa.Connection, row: Row | None, run_id: int, message: Message
+) -> None:
+    """Tell once, for all processes of a worker, that a nudge of another database has come."""
+    worker = runtime.worker
+    if worker is None or worker.foreign_flag[0]:
+        return
+    if not _is_foreign(runtime, connection, row, run_id, message):
+        return
+    worker.foreign_flag[0] = 1
+    logger.warning(
+        "A nudge has come for run %s at %s, which is not in this database: does another"
+        " application, or another installation of this one, use the same queue of %s? They take"
+        " each other's messages, and runs wait for the next sweep. Give each a Redis database (or"
+        " RabbitMQ vhost) of its own in broker_url, or a queue of its own by SEQUENCE_QUEUE.",
+        run_id,
+        sanitise(message.label[:200]),
+        shown_broker(runtime.celery),
+    )
+
+
+def _is_foreign(
+    runtime: Runtime, connection: sa.Connection, row: Row | None, run_id: int, message: Message
+) -> bool:
+    if row is not None:
+        return mark_of(row.uid) != message.mark
+    if find_sequence(message.label.rpartition(".")[0]) is None:
+        return True
+    # It may have been deleted; but not soon, and not before those that came after it.
+    return runtime.settings.retention_seconds != 0 and run_id > reads.newest_id(connection)
 
 
 def _redirect(
@@ -239,4 +274,6 @@ def stand_in(runtime: Runtime) -> None:
             host=runtime.host,
             pid=os.getpid(),
             lease=STAND_IN_SECONDS,
+            queues=(),
+            place=here(),
         )

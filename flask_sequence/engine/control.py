@@ -11,7 +11,7 @@ import types
 import typing as t
 import uuid
 
-from ..definition.data import decode_text, encode
+from ..definition.data import ReadOnlyData, decode_text, encode
 from ..definition.options import check_option
 from ..definition.registry import SequenceDefinition, StepOptions, find_sequence
 from ..errors import BusyError, InvalidOptionError, KeyBusyError, MoveRefusedError, RunNotFoundError
@@ -21,9 +21,10 @@ from ..rows.dialects import later
 from ..rows.inserts import insert_many
 from ..rows.models import SequenceRun
 from ..runtime import Nudge, Runtime, current_runtime
-from ..status import Status
+from ..status import Progress, Status, progress_of
 from .commits import run_in_hand
 from .connections import connection_of
+from .consumers import lost, no_consumer
 from .contexts import expire, identity_of
 from .transaction import (
     find_active_afresh,
@@ -45,6 +46,8 @@ LONGEST_POLL = 0.25
 """The most seconds between two looks of ``run.wait``."""
 
 
+MOST_NAMED = 10
+"""How many steps an error names."""
 LAST_YEAR = 9998
 """The last year that a database and Python know in every time zone."""
 
@@ -147,7 +150,7 @@ def start(
     run = SequenceRun(
         **_new_row(runtime, definition, options),
         uid=uuid.uuid4(),
-        data=types.MappingProxyType(decode_text(text)),
+        data=ReadOnlyData(decode_text(text)),
         key=options.key,
         active_key=options.key,
     )
@@ -206,8 +209,16 @@ def start_many(
     runtime = current_runtime()
     if options.key is not None:
         raise InvalidOptionError("start_many() takes no key: it names one run. Use start().")
+    if isinstance(many, (t.Mapping, str)):
+        raise InvalidOptionError(
+            f"start_many() takes a list with a dict for each run; for one run write"
+            f" {definition.name}.start(**data)."
+        )
     limit, place = runtime.settings.max_data_bytes, definition.name
-    texts = [encode(data, max_bytes=limit, place=place) for data in many]
+    texts = [
+        encode(data, max_bytes=limit, place=place, root=f"many[{number}]")
+        for number, data in enumerate(many)
+    ]
     rows = [{"uid": uuid.uuid4(), "data": text} for text in texts]
     if not rows:
         return []
@@ -221,8 +232,8 @@ def start_many(
     run_ids = waits.act(lambda: [run_id for batch in _batches(rows) for run_id in insert(batch)])
     delay = max(options.delay or 0.0, 0.0)
     most = None if runtime.is_eager else MOST_NUDGES
-    for run_id in run_ids[:most]:
-        started = types.SimpleNamespace(**same, id=run_id)
+    for run_id, row in zip(run_ids[:most], rows, strict=False):
+        started = types.SimpleNamespace(**same, id=run_id, uid=row["uid"])
         nudge = runtime.nudge(started, definition.first.options, countdown=delay)
         publish_after_commit(session, nudge, publish=runtime.rides(delay))
     return run_ids
@@ -243,28 +254,40 @@ def _batches(rows: t.Iterable[dict[str, t.Any]]) -> t.Iterator[list[dict[str, t.
 
 
 def retry(run: SequenceRun) -> None:
-    """failed -> waiting, as part of the caller's transaction; see :meth:`SequenceRun.retry`."""
+    """(failed, or waiting for another try) -> waiting, due now; see :meth:`SequenceRun.retry`."""
     runtime, session = _current_session()
     waits = LockWaits(session, busy(f"Run {id_of(run)}"), LOCK_SECONDS)
 
-    def revive() -> tuple[Row | None, bool]:
+    def move() -> tuple[Row | None, bool]:
         row = reads.look(waits.connection, id_of(run))
-        if row is None or row.status is not Status.FAILED:
+        if row is None or _no_retry(row) is not None:
             return row, False
         waits.tighten()
-        return row, moves.revive(waits.connection, row.id, row.version)
+        act = moves.revive if row.status is Status.FAILED else moves.hasten
+        return row, act(waits.connection, row.id, row.version)
 
-    row, moved = waits.act(revive)
+    row, moved = waits.act(move)
     if row is None:
         raise RunNotFoundError(id_of(run))
-    if row.status is not Status.FAILED:
-        raise MoveRefusedError(row.id, f"is {row.status}; only a failed run can be retried.")
+    if problem := _no_retry(row):
+        raise MoveRefusedError(row.id, problem)
     if not moved:
         raise MoveRefusedError(row.id, "was moved by somebody else just now; look at it again.")
     expire(run)
     options = options_of(row.sequence, row.step)
     if options is not None:
         publish_after_commit(session, runtime.nudge(row, options, version=row.version + 1))
+
+
+def _no_retry(row: Row) -> str | None:
+    if row.status is Status.FAILED:
+        return None
+    only = "only a run that has failed, or waits for another try, can be retried"
+    if row.status is not Status.WAITING:
+        return f"is {row.status}; {only}."
+    if row.due_at is not None and row.due_at <= row.now:
+        return f"is waiting at {row.step}, and due already; {only}."
+    return None if row.attempt else f"is waiting for its first try at {row.step}; {only}."
 
 
 def cancel(run: SequenceRun) -> None:
@@ -304,6 +327,30 @@ def options_of(sequence: str, step: str) -> StepOptions | None:
     return found.options if found else None
 
 
+def unknown_step(runtime: Runtime, sequence: str, step: str) -> str:
+    """Say of a step that is not known here how it can be known.
+
+    :param runtime: The application's runtime.
+    :param sequence: The name of its sequence.
+    :param step: Its name.
+    """
+    definition = find_sequence(sequence)
+    if definition is None:
+        named = ", ".join(runtime.settings.imports) or "nothing"
+        return (
+            f"The step {step!r} of the sequence {sequence!r} is not known to the workers of its"
+            " queue: name the module that defines it in SEQUENCE_IMPORTS, which names"
+            f" {named}, and restart them."
+        )
+    names = definition.step_names[:MOST_NAMED]
+    more = ", ..." * (len(definition.step_names) > MOST_NAMED)
+    return (
+        f"The sequence {sequence!r} has no step {step!r}; its steps are {', '.join(names)}{more}."
+        f" Was it renamed? Give it that name by name = {step!r} in its class, or by"
+        f" @step(name={step!r}); or cancel the run."
+    )
+
+
 def wait(run: SequenceRun, timeout: float) -> Status:
     """Wait until a run is finished, failed or cancelled; see :meth:`SequenceRun.wait`."""
     runtime = current_runtime()
@@ -327,10 +374,32 @@ def wait(run: SequenceRun, timeout: float) -> Status:
             where, trouble = f"{row.status} at {row.step}", None
         left = until - time.monotonic()
         if left <= 0:
-            why = f": {trouble}" if trouble else "."
+            why = f": {trouble}" if trouble else f".{_why_waiting(runtime, run_id)}"
             raise TimeoutError(f"Run {run_id} is {where} after {timeout} s{why}") from trouble
         time.sleep(min(pause, left))
         pause = min(2 * pause, LONGEST_POLL)
+
+
+def _why_waiting(runtime: Runtime, run_id: int) -> str:
+    if runtime.is_eager:
+        return ""
+    with contextlib.suppress(BusyError), brief_read(runtime, LONGEST_POLL) as connection:
+        row = reads.look(connection, run_id)
+        if row is not None and row.status is Status.WAITING:
+            workers, default = reads.living_workers(connection), runtime.default_queue
+            told = no_consumer(workers, row.queue, default)
+            return f" {told}" if told else ""
+    return ""
+
+
+def progress(run: SequenceRun) -> Progress:
+    """Tell how far a run has come; see :attr:`SequenceRun.progress`."""
+    definition, run_id = find_sequence(run.sequence), identity_of(run)
+    done: list[str] = []
+    if run_id is not None:
+        done = reads.finished_steps(connection_of(current_runtime().db.session()), run_id)
+    names = definition.step_names if definition else ()
+    return progress_of(names, run.step, run.status, done)
 
 
 def find_run(run_id: int) -> SequenceRun:
@@ -347,7 +416,7 @@ def find_run(run_id: int) -> SequenceRun:
 def list_runs(
     *, status: Status | None = None, sequence: str | None = None, limit: int = 50
 ) -> list[Row]:
-    """Give the newest runs, without their data.
+    """Give the newest runs, without their data, and ``now``, the database's clock.
 
     :param status: Only these.
     :param sequence: Only those of this sequence.
@@ -357,4 +426,57 @@ def list_runs(
     return reads.list_runs(connection, status=status, sequence=sequence, limit=limit)
 
 
-__all__ = ["Nudge", "StartOptions", "cancel", "find_run", "list_runs", "retry", "start", "wait"]
+def missing_workers(rows: t.Iterable[t.Any]) -> list[str]:
+    """Say which workers are missing for runs that wait, and how to start them.
+
+    :param rows: The runs, with their ``status`` and ``queue``.
+    """
+    runtime = current_runtime()
+    queues = sorted({row.queue for row in rows if row.status is Status.WAITING})
+    if not queues or runtime.is_eager:
+        return []
+    workers = reads.living_workers(connection_of(runtime.db.session()))
+    told = (no_consumer(workers, queue, runtime.default_queue) for queue in queues)
+    return [text for text in told if text is not None]
+
+
+def holder_of(run: SequenceRun) -> tuple[str, str | None]:
+    """Say which process performs a run, and whether that seems to be gone, and what follows then.
+
+    :param run: A run that is performed.
+    """
+    runtime = current_runtime()
+    held = reads.holder(connection_of(runtime.db.session()), run.worker_id)
+    label = f"{held.host if held else '?'}:{run.pid}"
+    return label, lost(held, run.pid, sweep=runtime.settings.sweep_seconds)
+
+
+def retries_of(sequence: str, step: str) -> int | None:
+    """Give how many retries a step has; None: there is no limit, or it is not known here."""
+    options = options_of(sequence, step)
+    default = current_runtime().settings.max_retries
+    return options.retry.limit(default) if options else None
+
+
+def place_of(sequence: str, step: str) -> tuple[int, int] | None:
+    """Give the place of a step, from 1, and how many there are; None: it is not known here."""
+    definition = find_sequence(sequence)
+    names = definition.step_names if definition else ()
+    return (names.index(step) + 1, len(names)) if step in names else None
+
+
+__all__ = [
+    "Nudge",
+    "StartOptions",
+    "cancel",
+    "find_run",
+    "holder_of",
+    "list_runs",
+    "missing_workers",
+    "place_of",
+    "progress",
+    "retries_of",
+    "retry",
+    "start",
+    "wait",
+]

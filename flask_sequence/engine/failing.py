@@ -9,7 +9,13 @@ import random
 import typing as t
 
 from ..definition.retry import RetryPolicy, crash_delay
-from ..errors import DataError, FailInterrupt, RetryInterrupt, TransactionDoomedError
+from ..errors import (
+    DataError,
+    FailInterrupt,
+    RetryInterrupt,
+    SetupError,
+    TransactionDoomedError,
+)
 from ..failures import Failure, failure_of, one_line, sentence
 from ..rows import moves
 from ..rows.claims import Claim
@@ -21,6 +27,8 @@ from .patience import make_move, pause
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
+SOFT_LIMIT = ("billiard.exceptions", "SoftTimeLimitExceeded")
+"""The exception that Celery raises in a step at its soft time limit: its module and name."""
 LONGEST_WAIT = 30.0
 """The most seconds until a step that has to wait for the database is tried again."""
 
@@ -66,20 +74,34 @@ def _failed(
 ) -> Attempt | Outcome:
     """Keep what ended the step, and try it again by its policy, or fail the run."""
     cause, delay = _judge(attempt, error)
-    failure, label = failure_of(cause, secrets), attempt.runtime.label
+    told, label = failure_of(cause, secrets), attempt.runtime.label
+    failure = told
     if isinstance(error, FailInterrupt):
         failure = Failure(sentence(error.reason, secrets) or "self.fail()")
+    elif limit := _soft_limit(attempt, cause):
+        failure = Failure(limit, told.traceback)
     if delay is None:
         outcome = _store(attempt, failure, lambda kept: moves.fail(kept, label=label), cause)
-        _tell_of(outcome, attempt, logging.ERROR, "failed", failure.error)
+        if outcome is not LEFT_ALONE:
+            _tell_failed(attempt, failure.error, cause, told.traceback)
         return outcome
     outcome = _store(
         attempt,
         failure,
         lambda kept: moves.reschedule(attempt.claim, kept, delay=delay, label=label),
     )
-    _tell_of(outcome, attempt, logging.WARNING, f"is retried in {delay:.1f} s", failure.error)
+    most = attempt.step.options.retry.limit(attempt.runtime.settings.max_retries)
+    count = f"retry {attempt.claim.retries + 1}" + ("" if most is None else f" of {most}")
+    what = f"is retried in {delay:.1f} s ({count})"
+    _tell_of(outcome, attempt, logging.WARNING, what, failure.error)
     return outcome
+
+
+def _soft_limit(attempt: Attempt, error: BaseException) -> str | None:
+    kind, limit = type(error), attempt.step.options.soft_time_limit
+    if limit is None or (kind.__module__, kind.__name__) != SOFT_LIMIT:
+        return None
+    return f"{kind.__name__}: the step took longer than its soft time limit of {limit:g} s"
 
 
 def left_to_others(attempt: Attempt) -> Outcome:
@@ -99,6 +121,21 @@ def _tell(level: int, text: str, *values: object) -> None:
     # A filter of the application's that raises must not undo what has been stored.
     with contextlib.suppress(Exception):
         logger.log(level, text, *values)
+
+
+def _tell_failed(attempt: Attempt, text: str, error: BaseException, traceback: str | None) -> None:
+    """Log that a run has failed, with the exception: what collects errors groups them by it."""
+    with contextlib.suppress(Exception):
+        if not logger.isEnabledFor(logging.ERROR):
+            return
+        exc_info = (type(error), error, error.__traceback__)
+        values = (attempt.place, text)
+        record = logger.makeRecord(
+            logger.name, logging.ERROR, __file__, 0, "%s failed: %s", values, exc_info
+        )
+        # What is written of it is what the history has: without secrets.
+        record.exc_text = (traceback or "").rstrip() or None
+        logger.handle(record)
 
 
 def _store(
@@ -132,7 +169,8 @@ def _judge(attempt: Attempt, error: BaseException) -> tuple[BaseException, float
     if isinstance(error, RetryInterrupt):
         delay = policy.delay(retries, default_limit=limit, countdown=error.countdown)
         return error.cause or error, delay
-    if isinstance(error, (FailInterrupt, DataError)) or not _is_retried(policy, error):
+    is_hopeless = isinstance(error, (FailInterrupt, DataError, SetupError))
+    if is_hopeless or not _is_retried(policy, error):
         return error, None
     return error, policy.delay(retries, default_limit=limit)
 

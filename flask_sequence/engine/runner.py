@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import typing as t
 
 from ..errors import ClaimLost, TransactionDoomedError
 from ..rows.claims import holds
+from ..rows.moves import Move
 from ..runtime import Runtime
 from ..status import Status
 from .attempt import Attempt, Outcome
@@ -21,6 +23,8 @@ from .fence import Fence, State
 from .in_hand import in_hand
 from .own_errors import is_free
 from .patience import read_row
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
 
 __all__ = ["Message", "Outcome", "advance", "stand_in", "tell_trouble"]
 
@@ -92,11 +96,19 @@ def _what_follows(body: Body, fence: Fence, error: BaseException | None) -> Atte
         raise error
     if fence.state is State.MOVED:
         assert fence.sent is not None
+        if logger.isEnabledFor(logging.INFO):
+            _tell_done(attempt, fence.sent.move)
         return attempt.after(fence.claim, fence.sent.move)
     attempt = dataclasses.replace(attempt, claim=fence.claim)
     if error is None or isinstance(error, ClaimLost):
         error = TransactionDoomedError("The commit came back, and nothing was committed.")
     return after_error(attempt, error, asked=fence.asked_to_repeat, secrets=body.secrets())
+
+
+def _tell_done(attempt: Attempt, move: Move) -> None:
+    with contextlib.suppress(Exception):  # a filter of the application's may raise
+        follows = f"next is {move.step}" if move.step else f"the run is {move.target}"
+        logger.info("%s is done: %s", attempt.place, follows)
 
 
 def _tells_of_the_step(error: BaseException | None) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import re
-import types
 import typing as t
 import uuid
 
@@ -14,7 +13,8 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.compiler import compiles
 
-from ..definition.data import decode, encode
+from ..definition.data import ReadOnlyData, UnreadableData, decode, encode
+from ..errors import DataError
 from ..status import Status, StepStatus
 
 MYSQL = ("mysql", "mariadb")
@@ -142,9 +142,18 @@ class DataText(sa.types.TypeDecorator[t.Mapping[str, t.Any]]):
         """Decode by the one rule for data."""
 
         def process(value: t.Any) -> t.Mapping[str, t.Any] | None:
-            return None if value is None else types.MappingProxyType(decode(json.loads(value)))
+            return None if value is None else _read(value)
 
         return process
+
+
+def _read(text: str) -> ReadOnlyData:
+    try:
+        return ReadOnlyData(decode(json.loads(text)))
+    except DataError as error:
+        return UnreadableData(error)
+    except ValueError as error:
+        return UnreadableData(DataError("data", f"is stored as something else than JSON ({error})"))
 
 
 class Word(sa.types.TypeDecorator[t.Any]):

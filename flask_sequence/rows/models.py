@@ -14,7 +14,7 @@ from sqlalchemy.schema import conv
 from ..definition.registry import StepOptions
 from ..errors import ConfigError, SetupError
 from ..runtime import Nudge, Runtime, current_runtime
-from ..status import Status, StepStatus
+from ..status import Progress, Status, StepStatus
 from .columns import data_type, id_type, name_type, text_type, time_type, uid_type, word_type
 from .dialects import clock
 
@@ -51,7 +51,7 @@ class SequenceRun(Base):
     status: Mapped[Status] = mapped_column(word_type(Status), default=Status.WAITING)
     """Where it stands."""
     data: Mapped[t.Mapping[str, t.Any]] = mapped_column(data_type())
-    """What the steps share, as of the last commit; read-only at the top."""
+    """What the steps share, as of the last commit: a dict that is read-only at the top."""
     format: Mapped[int] = mapped_column(sa.SMALLINT(), default=FORMAT)
     key: Mapped[str | None] = mapped_column(name_type())
     """The user's name for it."""
@@ -138,9 +138,11 @@ class SequenceRun(Base):
         return runtime, nudge, runtime.rides(nudge.countdown)
 
     def retry(self) -> None:
-        """Take a failed run up again from its failed step, as part of the caller's transaction.
+        """Resume a failed run at its failed step, as part of the caller's transaction.
 
-        :raises MoveRefusedError: If it has not failed.
+        One that waits for another try at its step is due at once then.
+
+        :raises MoveRefusedError: If it does neither.
         :raises RunNotFoundError: If its row is gone.
 
         .. versionadded:: 0.1
@@ -173,10 +175,25 @@ class SequenceRun(Base):
         """
         return current_runtime().verbs.wait(self, timeout)
 
+    @property
+    def progress(self) -> Progress:
+        """How far it has come: the number of steps that are done, of all, and each step's state.
+
+        It stays right where steps were renamed, added or removed since the run began. It reads the
+        history by one query each time.
+
+        :return: ``position``, ``total`` and ``steps``, which have a ``name`` and a ``state``.
+
+        .. versionadded:: 0.1
+        """
+        return current_runtime().verbs.progress(self)
+
     def __repr__(self) -> str:
         loaded = self.__dict__  # what is expired is not loaded for this: the session may be gone
         identity = sa.inspect(self).identity or (None,)
-        words = (identity[0], loaded.get("sequence"), loaded.get("status"))
+        words = [identity[0], loaded.get("sequence"), loaded.get("status")]
+        if identity[0] is not None and "status" not in loaded:
+            words[1:] = ["(expired by a commit: run.status loads it again)"]
         return f"<{' '.join(['SequenceRun', *(str(word) for word in words if word is not None)])}>"
 
 
@@ -230,6 +247,10 @@ class Worker(Base):
     pid: Mapped[int] = mapped_column(sa.INTEGER())
     started_at: Mapped[datetime.datetime] = mapped_column(time_type(), default=clock())
     seen_until: Mapped[datetime.datetime] = mapped_column(time_type())
+    queues: Mapped[str | None] = mapped_column(text_type())
+    """The names of those that it consumes, as a list in JSON; None: it does not tell."""
+    place: Mapped[str | None] = mapped_column(name_type())
+    """Where its processes have their numbers, as ``engine.processes`` tells; None: it does not."""
 
     __table_args__: t.Any = (sa.PrimaryKeyConstraint("id", name="pk_sequence_workers"),)
 

@@ -293,6 +293,15 @@ def revive(connection: sa.Connection, run_id: int, version: int) -> bool:
     return _moved(connection, statement)
 
 
+def hasten(connection: sa.Connection, run_id: int, version: int) -> bool:
+    """waiting -> waiting, due now."""
+    statement = UPDATE_BY_ID.where(
+        runs.c.id == run_id, runs.c.version == version, status_unindexed == Status.WAITING
+    )
+    values = {"due_at": clock(), "published_at": clock(), "updated_at": clock()}
+    return _moved(connection, statement.values(**values, version=version + 1))
+
+
 def cancel(connection: sa.Connection, run_id: int) -> bool:
     """(any that is not final) -> cancelled."""
     statement = UPDATE_BY_ID.where(runs.c.id == run_id, status_unindexed.in_(ACTIVE)).values(
@@ -313,6 +322,23 @@ def redirect(connection: sa.Connection, run_id: int, version: int, *, queue: str
         runs.c.id == run_id, runs.c.version == version, status_unindexed == Status.WAITING
     ).values(queue=queue, version=version + 1, published_at=clock(), updated_at=clock())
     return _moved(connection, statement)
+
+
+def follow(
+    connection: sa.Connection, run_ids: t.Collection[int], *, queue: str, following: str
+) -> int:
+    """waiting -> waiting in another queue, for runs that nobody takes where they are.
+
+    :param queue: Where they must still wait.
+    :param following: The queue of their step.
+    :return: How many.
+    """
+    still = (runs.c.queue == queue) & (runs.c.due_at <= clock())
+    statement = UPDATE_BY_ID.where(
+        runs.c.id.in_(run_ids), status_unindexed == Status.WAITING, still
+    )
+    values = {"queue": following, "version": runs.c.version + 1, "published_at": None}
+    return connection.execute(statement.values(**values, updated_at=clock())).rowcount
 
 
 def block(

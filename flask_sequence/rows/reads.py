@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 import functools
+import json
 import typing as t
 
 import sqlalchemy as sa
 
-from ..status import FINAL, Status
+from ..status import FINAL, Status, StepStatus
 from .claims import (
     CLAIM_COLUMNS,
     HELD_COLUMNS,
@@ -39,9 +40,14 @@ def look(connection: sa.Connection, run_id: int) -> Row | None:
 
 @functools.cache
 def _looking() -> sa.Select[t.Any]:
-    names = ("uid", "format", "due_at", "worker_id", "pid")
+    names = ("uid", "format", "due_at", "attempt", "worker_id", "pid")
     columns = (*_NUDGE_COLUMNS, *(runs.c[name] for name in names), clock().label("now"))
     return sa.select(*columns).where(runs.c.id == sa.bindparam("run"))
+
+
+def newest_id(connection: sa.Connection) -> int:
+    """Give the highest id of a run; 0: there is none."""
+    return connection.execute(sa.select(sa.func.max(runs.c.id))).scalar() or 0
 
 
 def find_active(connection: sa.Connection, sequence: str, key: str) -> int | None:
@@ -50,12 +56,18 @@ def find_active(connection: sa.Connection, sequence: str, key: str) -> int | Non
     return connection.execute(statement).scalar_one_or_none()
 
 
+_LISTED = (
+    *("id", "sequence", "step", "status", "key", "queue"),
+    *("attempt", "retries", "error", "due_at", "updated_at"),
+)
+
+
 def list_runs(
     connection: sa.Connection, *, status: Status | None, sequence: str | None, limit: int
 ) -> list[Row]:
     """Give the newest runs, without their data."""
-    columns = ("id", "sequence", "step", "status", "key", "error", "updated_at")
-    statement = sa.select(*(runs.c[name] for name in columns)).order_by(runs.c.id.desc())
+    columns: list[t.Any] = [*(runs.c[name] for name in _LISTED), clock().label("now")]
+    statement: sa.Select[t.Any] = sa.select(*columns).order_by(runs.c.id.desc())
     statement = statement.limit(limit)
     if status is not None:
         statement = statement.where(runs.c.status == status)
@@ -160,9 +172,15 @@ class At(t.NamedTuple):
     id: int
     sequence: str
     step: str
+    queue: str
+    options: t.Mapping[str, t.Any] | None
 
 
-_AT = (runs.c.id, runs.c.sequence, runs.c.step)
+_AT = (runs.c.id, runs.c.sequence, runs.c.step, runs.c.queue, OPTIONS_TEXT)
+
+
+def _at(row: Row) -> At:
+    return At(**{**row._mapping, "options": readable_options(row.options)})
 
 
 def overdue(connection: sa.Connection, *, queues: t.Collection[str], seconds: float) -> list[At]:
@@ -174,7 +192,7 @@ def overdue(connection: sa.Connection, *, queues: t.Collection[str], seconds: fl
     found: list[At] = []
     for queue in queues:
         oldest = _oldest(sa.select(*_AT).where(IS_KNOWN_FORMAT), queue, OLDEST, seconds)
-        found += [At(*row) for row in connection.execute(oldest)]
+        found += [_at(row) for row in connection.execute(oldest)]
     return found
 
 
@@ -194,7 +212,7 @@ def blocked(connection: sa.Connection, sequence: str, *, after: int, limit: int)
     )
     statement = statement.where(IS_KNOWN_FORMAT).order_by(runs.c.id).limit(limit)
     statement = by_index(statement, runs, "ix_sequence_runs_sequence")
-    return [At(*row) for row in connection.execute(statement)]
+    return [_at(row) for row in connection.execute(statement)]
 
 
 def held_by(
@@ -280,6 +298,14 @@ def ended_before(
     return [(row.finished_at, row.id) for row in connection.execute(statement)]
 
 
+def finished_steps(connection: sa.Connection, run_id: int) -> list[str]:
+    """Give the steps of a run that its history tells of as finished, in their order."""
+    statement = sa.select(step_runs.c.step).where(
+        step_runs.c.run_id == run_id, step_runs.c.status == StepStatus.FINISHED
+    )
+    return list(connection.execute(statement.order_by(step_runs.c.id)).scalars())
+
+
 def history_of(connection: sa.Connection, run_ids: t.Collection[int], limit: int) -> list[int]:
     """Give the ids of the rows in the history of some runs."""
     statement = sa.select(step_runs.c.id).where(step_runs.c.run_id.in_(run_ids)).limit(limit)
@@ -290,6 +316,84 @@ def workers_gone_for(connection: sa.Connection, seconds: float, limit: int) -> l
     """Give the ids of workers that ended without a word long ago."""
     statement = sa.select(workers.c.id).where(workers.c.seen_until <= later(-seconds))
     return list(connection.execute(statement.limit(limit)).scalars())
+
+
+class Living(t.NamedTuple):
+    """A worker that counts as alive."""
+
+    id: str
+    host: str
+    pid: int
+    place: str | None
+    """Where its processes have their numbers; None: it does not tell."""
+    queues: frozenset[str] | None
+    """Those that it consumes; None: it does not tell."""
+
+
+def living_workers(connection: sa.Connection) -> list[Living]:
+    """Give the workers that count as alive; a process that stands in for one has no queues."""
+    columns: list[t.Any] = [workers.c[name] for name in Living._fields]
+    statement: sa.Select[t.Any] = sa.select(*columns).where(workers.c.seen_until > clock())
+    return [
+        Living(**{**row._mapping, "queues": None if row.queues is None else _names(row.queues)})
+        for row in connection.execute(statement)
+    ]
+
+
+def _names(text: str) -> frozenset[str] | None:
+    try:
+        return frozenset(json.loads(text))
+    except (ValueError, TypeError):  # of a release to come
+        return None
+
+
+class Holder(t.NamedTuple):
+    """The worker of a run that is performed."""
+
+    host: str
+    pid: int
+    """That of its main process."""
+    place: str | None
+    """Where its processes have their numbers; None: it does not tell."""
+    lease: float
+    """For how many seconds it still counts as alive; a negative number: since when not."""
+
+
+def holder(connection: sa.Connection, worker_id: str | None) -> Holder | None:
+    """Give the worker with an id, also one that no longer counts as alive; None: it is gone."""
+    names = ("host", "pid", "place", "seen_until")
+    columns = (*(workers.c[name] for name in names), clock().label("now"))
+    row = connection.execute(sa.select(*columns).where(workers.c.id == worker_id)).one_or_none()
+    if row is None:
+        return None
+    return Holder(row.host, row.pid, row.place, (row.seen_until - row.now).total_seconds())
+
+
+def hosts_of(connection: sa.Connection, worker_ids: t.Collection[str | None]) -> dict[str, str]:
+    """Give the hosts of some workers, by id; of those that are known, also if they are gone."""
+    statement = sa.select(workers.c.id, workers.c.host).where(workers.c.id.in_(worker_ids))
+    return {row.id: row.host for row in connection.execute(statement)}
+
+
+def due_queues(connection: sa.Connection, *, seconds: float, limit: int) -> list[str]:
+    """Give the queues in which something has been due for some seconds and nobody has claimed it.
+
+    :param seconds: For how long.
+    :param limit: The most queues to look at.
+    """
+    found: list[str] = []
+    queue = _next_queue(connection, "")
+    while queue is not None and limit > 0:
+        if connection.execute(_oldest(sa.select(runs.c.id), queue, 1, seconds)).first():
+            found.append(queue)
+        queue, limit = _next_queue(connection, queue), limit - 1
+    return found
+
+
+def _next_queue(connection: sa.Connection, after: str) -> str | None:
+    statement = sa.select(runs.c.queue).where(runs.c.status == Status.WAITING, runs.c.queue > after)
+    statement = by_index(statement.order_by(runs.c.queue).limit(1), runs, "ix_sequence_runs_due")
+    return connection.execute(statement).scalar()
 
 
 def _claims(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[Claim]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import typing as t
 
 import sqlalchemy as sa
@@ -14,12 +15,25 @@ from .statements import UPDATE_BY_ID
 
 
 def renew_worker(
-    connection: sa.Connection, worker_id: str, *, host: str, pid: int, lease: float
+    connection: sa.Connection,
+    worker_id: str,
+    *,
+    host: str,
+    pid: int,
+    lease: float,
+    queues: t.Collection[str] | None = None,
+    place: str | None = None,
 ) -> None:
-    """Count a worker as alive for ``lease`` seconds from now."""
+    """Count a worker as alive for ``lease`` seconds from now.
+
+    :param queues: The names of those that it consumes; None: it does not tell.
+    :param place: Where its processes have their numbers; None: it does not tell.
+    """
+    told = None if queues is None else json.dumps(sorted(queues))
+    now: dict[str, t.Any] = {"seen_until": later(lease), "queues": told}
     renewed = sa.update(workers).where(workers.c.id == worker_id)
-    if connection.execute(renewed.values(seen_until=later(lease))).rowcount == 0:
-        row = {"id": worker_id, "host": host, "pid": pid, "seen_until": later(lease)}
+    if connection.execute(renewed.values(now)).rowcount == 0:
+        row = {"id": worker_id, "host": host, "pid": pid, "place": place, **now}
         connection.execute(sa.insert(workers).values(**row))
 
 

@@ -39,6 +39,10 @@ class _Assignment:
     told_at: float = float("-inf")
 
 
+_Trouble = dict[tuple[str, str], list[_Assignment]]
+"""What went wrong, and why, and in which duties."""
+
+
 class Keeper(threading.Thread):
     """The thread in a worker's main process.
 
@@ -70,7 +74,7 @@ class Keeper(threading.Thread):
             except BaseException:
                 # Nobody would see that a thread has ended, and nothing be recovered any more. Code
                 # of the application is called here, which may raise SystemExit, too.
-                logger.exception("The keeper has trouble beside its duties")
+                logger.exception("The keeper failed outside its duties, and goes on")
                 pause = self._quiet_seconds
 
     def stop(self) -> None:
@@ -92,7 +96,7 @@ class Keeper(threading.Thread):
         :return: Seconds until the next one is due.
         """
         began = time.monotonic()
-        trouble: dict[str, list[_Assignment]] = collections.defaultdict(list)
+        trouble: _Trouble = collections.defaultdict(list)
         for assigned in self._assigned.values():
             for urgent in self._urgent:
                 self._do_if_due(urgent, time.monotonic(), trouble)
@@ -114,35 +118,34 @@ class Keeper(threading.Thread):
         self.post.begin(seconds=duty.seconds, rows=duty.rows)
         return self._assigned[duty].work()
 
-    def _do_if_due(
-        self, assigned: _Assignment, now: float, trouble: dict[str, list[_Assignment]]
-    ) -> None:
+    def _do_if_due(self, assigned: _Assignment, now: float, trouble: _Trouble) -> None:
         if assigned.due_at <= now and not self._stopped.is_set():
             assigned.due_at = now + self._try(assigned, trouble)
 
-    def _try(self, assigned: _Assignment, trouble: dict[str, list[_Assignment]]) -> float:
+    def _try(self, assigned: _Assignment, trouble: _Trouble) -> float:
         duty, began = assigned.duty, time.monotonic()
         wanted: float | None = None
         try:
             wanted = self.perform(duty)
         except BaseException as error:  # SystemExit, too, would only end the thread
-            trouble[one_line(_cause_of(error))].append(assigned)
+            trouble["could not", one_line(_cause_of(error))].append(assigned)
             wanted = duty.retry
         else:
             taken = time.monotonic() - began
             if taken > duty.seconds + LATE_SECONDS:
-                trouble[f"it took {taken:.1f} s, and may take {duty.seconds:g}"].append(assigned)
+                text = f"it took {taken:.1f} s, and may take {duty.seconds:g} s"
+                trouble["was slow to", text].append(assigned)
         return assigned.interval if wanted is None else wanted
 
-    def _tell(self, trouble: dict[str, list[_Assignment]]) -> None:
+    def _tell(self, trouble: _Trouble) -> None:
         """Log what went wrong, of each duty once an interval."""
         now = time.monotonic()
-        for text, failed in trouble.items():
+        for (what, text), failed in trouble.items():
             quiet = [max(each.interval, self._quiet_seconds) for each in failed]
             new = [each for each, s in zip(failed, quiet, strict=True) if now - each.told_at >= s]
             if new:
                 names = ", ".join(each.duty.name for each in new)
-                logger.warning("The keeper has trouble to %s: %s", names, text)
+                logger.warning("The keeper %s %s: %s", what, names, text)
             for each in new:
                 each.told_at = now
 

@@ -14,19 +14,25 @@ from billiard.process import current_process
 from celery import signals
 from celery.concurrency.prefork import TaskPool as Prefork
 from celery.concurrency.solo import TaskPool as Solo
+from celery.utils.imports import cwd_in_path
 
 from ..broker.embedded import check_folders
 from ..broker.garbage import leave_garbage_alone
 from ..broker.line import keep_alive
+from ..broker.problems import setup_problem
+from ..broker.publisher import publisher_of
 from ..definition.registry import get_sequence, sequence_names
 from ..engine.connections import KeptConnection, bind_of
 from ..engine.contexts import own_context
 from ..engine.in_hand import InHand
 from ..errors import SetupError
-from ..rows.dialects import blocks_greenlets, is_memory, most_connections
+from ..rows import reads
+from ..rows.dialects import blocks_greenlets, is_memory, most_connections, single_statements
+from ..rows.driver_errors import NO_ANSWER
 from ..rows.liveness import watch_connections
 from ..runtime import TASK, Runtime, WorkerProcess
 from .duties import RENEW_LEASE
+from .introduction import first_line, say
 from .keeper import Keeper
 from .task import known_runtimes, runtime_for, runtime_of_worker
 
@@ -44,7 +50,9 @@ def import_sequences(runtime: Runtime) -> None:
     """
     for module in runtime.settings.imports:
         try:
-            with runtime.app.app_context():  # some modules read current_app when imported
+            # Some modules read current_app when imported. `celery -A` finds what is in the current
+            # folder, but does not leave that in the path.
+            with runtime.app.app_context(), cwd_in_path():
                 importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
@@ -93,18 +101,25 @@ _keepers: dict[Runtime, Keeper] = {}
 _main_pids: set[int] = set()
 
 
+@signals.celeryd_init.connect(weak=False)
+def _on_start(instance: t.Any, **_: t.Any) -> None:
+    # Celery itself fails at such an address before the next signal.
+    if runtime_for(instance.app) is not None and (problem := setup_problem(instance.app)):
+        raise SystemExit(f"Error: {problem}")
+
+
 @signals.worker_init.connect(weak=False)
 def _on_init(sender: t.Any, **_: t.Any) -> None:
     try:
         runtime = runtime_of_worker(sender.app)
         if runtime is None:
             return
-        _prepare(runtime, _time_limit(sender))
+        _prepare(runtime, sender)
     except SetupError as error:
         # Any other exception Celery would log, and start without.
         raise SystemExit(f"Error: {error}") from error
     except Exception as error:
-        logger.exception("A module that SEQUENCE_IMPORTS names cannot be imported")
+        logger.exception("The worker cannot start")
         raise SystemExit(1) from error
     keep_alive(sender.app)
     leave_garbage_alone(sender.app)
@@ -120,9 +135,12 @@ def _time_limit(worker: t.Any) -> float | None:
     return min(filter(None, limits), default=None)
 
 
-def _prepare(runtime: Runtime, time_limit: float | None) -> None:
+def _prepare(runtime: Runtime, worker: t.Any) -> None:
+    """Get ready, and find out what can never work.
+
+    :raises SetupError: What that is.
+    """
     import_sequences(runtime)
-    check_folders(runtime.celery)
     with own_context(runtime):
         engine = bind_of(runtime).engine
         if is_memory(engine):
@@ -132,10 +150,34 @@ def _prepare(runtime: Runtime, time_limit: float | None) -> None:
             )
         for each in runtime.db.engines.values():
             watch_connections(each)
+        _check_tables(engine)
+    _check_broker(runtime, worker.app.amqp.queues.consume_from.values())
     runtime.worker = WorkerProcess(
-        id=uuid.uuid4().hex, engine=engine, in_hand=InHand(), time_limit=time_limit
+        id=uuid.uuid4().hex, engine=engine, in_hand=InHand(), time_limit=_time_limit(worker)
     )
     _main_pids.add(os.getpid())
+
+
+def _check_tables(engine: Engine) -> None:
+    with contextlib.suppress(*NO_ANSWER), single_statements(engine) as connection:
+        reads.living_workers(connection)
+
+
+def _check_broker(runtime: Runtime, queues: t.Iterable[t.Any]) -> None:
+    """Find out whether the broker can ever be used; one that is down is waited for, by Celery."""
+    check_folders(runtime.celery)
+    try:
+        publisher_of(runtime).depth(queues)
+    except Exception as error:
+        if problem := setup_problem(runtime.celery, error):
+            raise problem from error
+
+
+@signals.celeryd_after_setup.connect(weak=False)
+def _on_setup(instance: t.Any, **_: t.Any) -> None:
+    runtime = runtime_for(instance.app)
+    if runtime is not None and runtime.worker is not None:
+        say(first_line(runtime, instance.app.amqp.queues.consume_from))
 
 
 @signals.worker_process_init.connect(weak=False)

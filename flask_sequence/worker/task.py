@@ -135,17 +135,17 @@ def _advance(task: t.Any, /, *args: t.Any, **message: t.Any) -> None:
         logger.warning("Left alone: a message that is no nudge of this version: %s", shown)
         return
     try:
-        perform(runtime, *nudge, message=_message(task.request))
+        perform(runtime, *nudge, message=_message(task.request, message.get("mark")))
     except Exception as error:
         runner.tell_trouble(runtime, *nudge, error)
         raise
 
 
-def _message(request: t.Any) -> runner.Message | None:
+def _message(request: t.Any, mark: object) -> runner.Message | None:
     if request.is_eager:
         return None
     hard, soft = request.timelimit or (None, None)
-    return runner.Message(hard, soft, request.shadow or "", request.retries or 0)
+    return runner.Message(hard, soft, request.shadow or "", request.retries or 0, mark)
 
 
 def _read(message: dict[str, t.Any]) -> tuple[int, int] | None:

@@ -8,14 +8,20 @@ import uuid
 from collections import OrderedDict, namedtuple
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
-from types import MappingProxyType
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flask_sequence.definition.data import MAX_LEVELS, WARN_BYTES, decode, decode_text, encode
+from flask_sequence.definition.data import (
+    MAX_LEVELS,
+    WARN_BYTES,
+    ReadOnlyData,
+    decode,
+    decode_text,
+    encode,
+)
 from flask_sequence.errors import DataError, DataTooLargeError, SequenceError
 from tests.support.strategies import datas, same, scalars
 
@@ -174,7 +180,7 @@ def test_a_datetime_in_a_zone_comes_back_with_its_offset(fold: int) -> None:
 
 
 def test_a_read_only_view_of_a_dict_is_taken() -> None:
-    assert encode(MappingProxyType({"a": 1})) == '{"a":1}'
+    assert encode(ReadOnlyData({"a": 1})) == '{"a":1}'
 
 
 def test_the_result_shares_nothing_with_the_input() -> None:

@@ -157,7 +157,7 @@ class TestRegistry:
     )
     def test_another_class_of_the_module_is_refused(self, first: str, second: str) -> None:
         define_sequence(a_class(qualname=first), "Form", (CreateMessage,))
-        with pytest.raises(errors.DuplicateSequenceError, match="give one another `name`"):
+        with pytest.raises(errors.DuplicateSequenceError, match="rename one of them"):
             define_sequence(a_class(qualname=second), "Form", (CreateMessage,))
 
     def test_local_classes_of_one_module_replace_each_other(self) -> None:

@@ -20,6 +20,7 @@ from flask_sequence import (
     Step,
 )
 from flask_sequence.engine import control
+from flask_sequence.rows.dialects import later
 from flask_sequence.rows.models import runs
 from flask_sequence.runtime import Nudge
 from flask_sequence.testing import drain
@@ -84,9 +85,23 @@ class TestRetry:
     @pytest.mark.parametrize("status", OTHER_THAN_FAILED)
     def test_is_refused(self, sqlite_app: Flask, status: Status) -> None:
         run = committed_run(status)
-        with pytest.raises(MoveRefusedError, match=f"Run {run.id} is {status.value}; only"):
+        with pytest.raises(MoveRefusedError, match=f"Run {run.id} is {status.value}.*; only"):
             run.retry()
         assert run.status is status
+
+    def test_makes_another_try_due_now(self, app: Flask, published: list[Nudge]) -> None:
+        run = committed_run(Status.WAITING, attempt=1, retries=1, due_at=later(600))
+        published.clear()
+        run.retry()
+        db.session.commit()
+        assert [(nudge.run_id, nudge.version) for nudge in published] == [(run.id, run.version)]
+        assert (run.retries, run.attempt) == (1, 1)
+        assert drain(app) == 2
+
+    def test_does_not_make_the_first_try_due(self, sqlite_app: Flask) -> None:
+        run = committed_run(Status.WAITING, due_at=later(600))
+        with pytest.raises(MoveRefusedError, match="waiting for its first try"):
+            run.retry()
 
     def test_twice_is_refused(self, app: Flask, published: list[Nudge]) -> None:
         run = committed_run(Status.FAILED)

@@ -88,16 +88,22 @@ def test_a_nudge_that_comes_too_early_is_sent_again_for_the_rest(stepping: Stepp
     assert stepping.notes() == []
 
 
-@pytest.mark.parametrize("change", [{"sequence": "Elsewhere"}, {"step": "renamed"}])
+@pytest.mark.parametrize(
+    ("change", "cure"),
+    [({"sequence": "Elsewhere"}, "SEQUENCE_IMPORTS"), ({"step": "renamed"}, "name = 'renamed'")],
+)
 def test_an_unknown_step_is_left_alone(
-    sqlite_stepping: Stepping, change: dict[str, str], caplog: pytest.LogCaptureFixture
+    sqlite_stepping: Stepping,
+    change: dict[str, str],
+    cure: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     run_id = sqlite_stepping.start(a)
     sqlite_stepping.set(run_id, **change)
     before = sqlite_stepping.row(run_id)
     assert sqlite_stepping.advance(run_id, ignore_due=False) is LEFT_ALONE
     assert sqlite_stepping.row(run_id) == before
-    assert "SEQUENCE_IMPORTS" in caplog.text
+    assert cure in caplog.text
     sqlite_stepping.set(run_id, due_at=later(1.0))
     assert sqlite_stepping.advance(run_id, ignore_due=False) is LEFT_ALONE
 

@@ -15,7 +15,7 @@ from flask_sequence import BaseSequence, ReadOnlyError, SequenceRun, Step
 from flask_sequence.engine.transaction import uncommitted
 from flask_sequence.errors import KeyBusyError
 from flask_sequence.rows import reads
-from flask_sequence.runtime import Nudge, runtime_of
+from flask_sequence.runtime import Nudge, mark_of, runtime_of
 from flask_sequence.testing import drain
 from tests.support.application import Base, Effect, db
 from tests.support.starts import (
@@ -51,8 +51,9 @@ class TestCommit:
 
         db.session.commit()
 
+        mark = mark_of(run.uid)
         assert published == [
-            Nudge(run_id=run.id, version=0, label="TwoSteps.First", queue="celery")
+            Nudge(run_id=run.id, version=0, label="TwoSteps.First", queue="celery", mark=mark)
         ]
         assert committed_runs(app) == [run.id]
 

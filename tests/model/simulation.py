@@ -223,14 +223,14 @@ class Simulation:
         if not found:
             return
         dead = {
-            f"{worker.name}:{process.pid}"
+            str(process.pid)  # which no two processes have
             for worker in self.workers
             for process in worker.processes
             if process.has_died or process.error is not None or worker.is_silent
         }
         for row in found:
             self._judged = row["id"]
-            if row["worker"] in dead:
+            if row["worker"].rpartition(":")[2] in dead:
                 self.deaths.add(row["id"])
 
     def lapse(self, worker: SimulatedWorker) -> None:

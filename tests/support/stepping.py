@@ -77,7 +77,7 @@ class Stepping:
         """Define a sequence, start a run of it, and commit."""
         sequence = make_sequence(*steps)
         with self.app.app_context():
-            run = sequence.start(**data)
+            run = sequence.set().start(**data)
             db.session.commit()
             return run.id
 

@@ -229,7 +229,7 @@ def test_a_worker_that_lacks_the_code(
     start_worker(module, "-c", "1", env=scene.env)
     ids = scene.start(Grown, 4)
     wait_until(lambda: scene.statuses() == {Status.BLOCKED: 4}, 2 * SWEEP_SECONDS + SLACK)
-    assert "No worker knows the step 'First' of the sequence 'Grown'" in str(scene.run(1).error)
+    assert "The step 'First' of the sequence 'Grown' is not known" in str(scene.run(1).error)
     knowing = start_worker(scene.source, "-c", "1", env=scene.env)
     ids += scene.start(Grown, 4)
     assert set(scene.wait(ids, 30)) == {Status.FINISHED}

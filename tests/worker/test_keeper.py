@@ -132,7 +132,7 @@ def test_a_duty_that_fails_keeps_no_other_from_its_turn(
     for _ in range(3):
         keeper.round()
     assert done == ["fail", "work", "fail"] * 3
-    told = f"The keeper has trouble to fail always, fail, too: {type(error).__name__}: {error}"
+    told = f"The keeper could not fail always, fail, too: {type(error).__name__}: {error}"
     assert [record.getMessage() for record in caplog.records] == [told]
 
 
@@ -189,7 +189,7 @@ def test_a_duty_that_overruns_its_time_is_named(
 
     keep(made("work", work, seconds=2.0), made("play", work, seconds=3.5)).round()
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told == "The keeper has trouble to work: it took 4.0 s, and may take 2"
+    assert told == "The keeper was slow to work: it took 4.0 s, and may take 2 s"
 
 
 def test_a_database_that_lacks_the_tables(
@@ -250,7 +250,10 @@ def test_a_keeper_that_stops_leaves_nothing_behind(stepping: Stepping) -> None:
     keeping.keeper.post._until = 0.0
     keeping.keeper.stop()
     row = stepping.row(run_id)
-    assert (row.status, row.error) == (Status.WAITING, "Crash: the worker was shut down")
+    assert (row.status, row.error) == (
+        Status.WAITING,
+        "Crash: the worker was shut down (crash 1 of 5)",
+    )
     with stepping.connect() as connection:
         assert connection.scalars(sa.select(workers.c.id)).all() == []
 
@@ -295,11 +298,13 @@ def test_the_table_of_duties() -> None:
         ("renew the lease of its worker", 10.0, 2.0, 1),
         ("take over from dead processes of its worker", 0.5, 2.0, 500),
         ("take back what nobody works on", 5.0, 2.0, 500),
+        ("take over from what has died on this host", 5.0, 2.0, 500),
         ("take over from dead workers", 5.0, 2.0, 500),
         ("publish what is due", 5.0, 2.0, 1000),
         ("let processes end in a shutdown", 0.5, 0.1, 0),
         ("block what no worker knows", 5.0, 1.0, 1000),
         ("unblock what is known again", 5.0, 1.0, 5000),
+        ("look after queues that nobody consumes", 5.0, 1.0, 1000),
         ("remove the rows of dead workers", 60.0, 1.0, 500),
         ("purge what ended long ago", 5.0, 1.0, 5000),
     ]
@@ -310,7 +315,7 @@ def test_the_table_of_duties() -> None:
         "take back what nobody works on",
         "let processes end in a shutdown",
     ]
-    assert [duty.retry for duty in DUTIES] == [0.5] + [None] * 9
+    assert [duty.retry for duty in DUTIES] == [0.5] + [None] * 11
 
 
 def test_a_listener_that_fails_as_the_connection_goes_does_not_end_it(
@@ -360,4 +365,4 @@ def test_nothing_ends_the_thread_but_its_worker(
     keeper.start()
     assert done.wait(10)
     keeper.stop()
-    assert "The keeper has trouble beside its duties" in caplog.messages
+    assert "The keeper failed outside its duties, and goes on" in caplog.messages

@@ -6,8 +6,10 @@ import collections
 import json
 import os
 import signal
+import sys
 import time
 import typing as t
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +20,7 @@ from celery.concurrency import thread as threads
 from kombu import Producer, Queue
 from sqlalchemy.pool import NullPool
 
-from flask_sequence import Status
+from flask_sequence import Status, __version__
 from flask_sequence.rows.models import FORMAT
 from flask_sequence.runtime import TASK, runtime_of
 from flask_sequence.testing import drain
@@ -36,12 +38,10 @@ from tests.support.application import db
 from tests.support.servers import PostgreSQLServer, RedisServer
 from tests.support.stepping import be_worker
 from tests.support.waiting import wait_until
-from tests.support.workers import Worker, write_module
+from tests.support.workers import ROOT, Worker, write_module
 from tests.support.working import FOLDER, Scene, WorkBackend, WorkGated, WorkKept, WorkTwo
 
 if t.TYPE_CHECKING:
-    from pathlib import Path
-
     from flask import Flask
 
     from tests.support.services import Broker
@@ -415,6 +415,74 @@ def test_what_cannot_work_is_refused(make_app: MakeApp, tmp_path: Path, celery: 
     assert "broken_module.py" in log
 
 
+def test_what_can_never_work_ends_a_worker_with_its_cure(
+    make_app: MakeApp, sqlite_url: str, tmp_path: Path
+) -> None:
+    empty = f"sqlite:///{tmp_path / 'empty.sqlite'}"
+    config = {
+        "reddis": (sqlite_url, {"broker_url": "reddis://localhost"}, "did you mean redis://?"),
+        "number": (sqlite_url, {"broker_url": "redis://localhost/x"}, "Database is int"),
+        "tables": (empty, None, "'flask sequence init' once, and 'flask db upgrade'"),
+    }
+    for name, (url, celery, told) in config.items():
+        scene = Scene.make(make_app, tmp_path, url, celery)
+        log = refused(tmp_path, write_module(tmp_path, scene.source, f"{name}_app"), celery=False)
+        lines = [line for line in log.splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1
+        assert told in lines[0]
+        assert "Traceback" not in log
+
+
+def test_modules_beside_the_application_are_imported_under_celery_too(
+    make_app: MakeApp, sqlite_url: str, tmp_path: Path
+) -> None:
+    """Its command finds the application in the current folder, which is in no path then."""
+    source = """
+        from flask_sequence import BaseSequence, step
+
+        @step
+        def beside(data):
+            pass
+
+        class Beside(BaseSequence):
+            steps = (beside,)
+    """
+    module = write_module(tmp_path, source, "beside_sequences")
+    scene = Scene.make(make_app, tmp_path, sqlite_url, SEQUENCE_IMPORTS=(module,))
+    name = write_module(tmp_path, scene.source, "beside_app")
+    worker = Worker(
+        tmp_path, name, "-c", "1", celery=True, env={**scene.env, "PYTHONPATH": str(ROOT)}
+    )
+    worker.command = [str(Path(sys.executable).with_name("celery")), *worker.command[3:]]
+    with worker:
+        assert "Beside" in worker.log.partition("; database")[0]
+
+
+# What it says of itself
+
+
+@pytest.mark.parametrize("level", ["INFO", "ERROR"])
+def test_a_worker_says_what_it_works_with_at_every_level(
+    make_app: MakeApp, postgresql_url: str, tmp_path: Path, level: str
+) -> None:
+    scene = Scene.make(
+        make_app, tmp_path, postgresql_url, {"broker_url": "redis://:hush@localhost:1/3"}
+    )
+    module = write_module(tmp_path, scene.source)
+    worker = Worker(tmp_path, module, "-c", "1", "-Q", "b,a", "--loglevel", level, env=scene.env)
+    worker.launch()
+    try:
+        worker.wait_for("flask-sequence 0.", 30)
+    finally:
+        worker.kill()
+    (line,) = [line for line in worker.log.splitlines() if "flask-sequence 0." in line]
+    assert f"flask-sequence {__version__}: sequences " in line
+    assert "WorkTwo" in line
+    shown = sa.make_url(postgresql_url).render_as_string(hide_password=True)
+    assert line.endswith(f"; database {shown}; broker redis://:**@localhost:1/3; queues a, b")
+    assert "hush" not in worker.log
+
+
 # Messages that nobody sent, and servers that go away
 
 
@@ -483,9 +551,9 @@ def test_a_database_that_is_down_is_waited_for(
         check_all_done(scene, scene.start(WorkTwo))
         server.kill()
         down = time.monotonic()
-        wait_until(lambda: worker.log.count("The keeper has trouble") >= 3, 15)
+        wait_until(lambda: worker.log.count("The keeper could not") >= 3, 15)
         # Each duty is named once a second at most.
-        named = [line for line in worker.log.splitlines() if "The keeper has trouble" in line]
+        named = [line for line in worker.log.splitlines() if "The keeper could not" in line]
         told = sum("publish what is due" in line for line in named)
         assert 0 < told <= time.monotonic() - down + 2
         server.start()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import typing as t
+import zlib
 
 import pytest
 import redis
@@ -184,12 +185,16 @@ def test_something_else_in_the_place_of_celery_is_refused(
 # Messages
 
 
-def test_a_message_holds_a_format_an_id_and_a_version(file_app: MakeApp) -> None:
+def test_a_message_holds_a_format_an_id_a_version_and_a_mark(file_app: MakeApp) -> None:
     app = file_app()
     run_id = started(app)
     (message,) = messages(app.extensions["celery"])
     args, kwargs, embedded = json.loads(message.body)
+    mark = kwargs.pop("mark")
     assert (args, kwargs) == ([], {"format": FORMAT, "id": run_id, "version": 0})
+    with app.app_context():
+        uid = db.session.get_one(SequenceRun, run_id).uid
+    assert mark == f"{zlib.crc32(uid.bytes):08x}"  # whoever reads it cannot tell the uid
     assert not any(embedded.values())
     assert message.content_type == "application/json"
     assert message.headers["task"] == TASK
@@ -218,6 +223,15 @@ def test_options_travel_with_the_message(file_app: MakeApp) -> None:
     (message,) = messages(app.extensions["celery"], "mail")
     assert message.headers["timelimit"] == [60.5, 50]
     assert message.properties["priority"] == 7
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_quorum_queues_get_no_countdown(make_app: MakeApp, sqlite_url: str, kind: str) -> None:
+    """Celery refuses a short one there, and warns of each longer one."""
+    queue = Queue("q", queue_arguments={"x-queue-type": kind})
+    config = {"broker_url": "amqp://localhost", "task_queues": [queue], "task_default_queue": "q"}
+    runtime = runtime_of(make_app(sqlite_url, config))
+    assert [runtime.rides(delay) for delay in (0, 0.5, 2)] == [True, *2 * [kind == "classic"]]
 
 
 def test_a_short_countdown_rides_and_a_long_one_does_not(file_app: MakeApp) -> None:

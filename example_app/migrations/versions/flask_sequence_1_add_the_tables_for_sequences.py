@@ -77,6 +77,8 @@ def upgrade():
     sa.Column('pid', sa.INTEGER(), nullable=False),
     sa.Column('started_at', sa.DATETIME().with_variant(mysql.DATETIME(fsp=6), 'mariadb').with_variant(mysql.DATETIME(fsp=6), 'mysql').with_variant(postgresql.TIMESTAMP(timezone=True), 'postgresql'), nullable=False),
     sa.Column('seen_until', sa.DATETIME().with_variant(mysql.DATETIME(fsp=6), 'mariadb').with_variant(mysql.DATETIME(fsp=6), 'mysql').with_variant(postgresql.TIMESTAMP(timezone=True), 'postgresql'), nullable=False),
+    sa.Column('queues', sa.TEXT().with_variant(mysql.MEDIUMTEXT(charset='utf8mb4'), 'mariadb').with_variant(mysql.MEDIUMTEXT(charset='utf8mb4'), 'mysql'), nullable=True),
+    sa.Column('place', sa.VARCHAR(length=255).with_variant(mysql.VARCHAR(charset='utf8mb4', collation='utf8mb4_bin', length=255), 'mariadb').with_variant(mysql.VARCHAR(charset='utf8mb4', collation='utf8mb4_bin', length=255), 'mysql'), nullable=True),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_sequence_workers'))
     )
     # ### end Alembic commands ###

@@ -11,7 +11,8 @@ from .duty import Duty
 from .lease import RemoveGoneWorkers, RenewLease
 from .publishing import PublishDue
 from .purge import Purge
-from .recovery import FreeOrphans, FreeOwn, TakeBack
+from .queues import FollowQueues
+from .recovery import FreeNeighbours, FreeOrphans, FreeOwn, TakeBack
 from .shutdown import LetChildrenEnd
 from .unknown import BlockUnknown, UnblockKnown
 
@@ -62,6 +63,13 @@ TAKE_BACK = Duty(
     seconds=2.0,
     rows=500,
 )
+FREE_NEIGHBOURS = Duty(
+    name="take over from what has died on this host",
+    begin=FreeNeighbours,
+    interval=_sweeping,
+    seconds=2.0,
+    rows=500,
+)
 FREE_ORPHANS = Duty(
     name="take over from dead workers",
     begin=FreeOrphans,
@@ -97,6 +105,13 @@ UNBLOCK_KNOWN = Duty(
     seconds=1.0,
     rows=5000,
 )
+FOLLOW_QUEUES = Duty(
+    name="look after queues that nobody consumes",
+    begin=FollowQueues,
+    interval=_sweeping,
+    seconds=1.0,
+    rows=1000,
+)
 REMOVE_GONE_WORKERS = Duty(
     name="remove the rows of dead workers",
     begin=RemoveGoneWorkers,
@@ -116,11 +131,13 @@ DUTIES: tuple[Duty, ...] = (
     RENEW_LEASE,
     FREE_OWN,
     TAKE_BACK,
+    FREE_NEIGHBOURS,
     FREE_ORPHANS,
     PUBLISH_DUE,
     LET_CHILDREN_END,
     BLOCK_UNKNOWN,
     UNBLOCK_KNOWN,
+    FOLLOW_QUEUES,
     REMOVE_GONE_WORKERS,
     PURGE,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ...engine.processes import here
 from ...rows import reads, upkeep
 from ..post import Post
 
@@ -27,6 +28,8 @@ class RenewLease:
                 host=runtime.host,
                 pid=os.getpid(),
                 lease=runtime.settings.lease_seconds,
+                queues=self._post.queues,
+                place=here(),
             )
 
 

@@ -10,6 +10,7 @@ import typing as t
 
 from ...definition.retry import crash_delay
 from ...engine.control import options_of
+from ...engine.processes import here, is_alive
 from ...failures import one_line
 from ...rows import moves, reads
 from ...rows.claims import Held
@@ -30,6 +31,7 @@ WATCH_SECONDS = 5.0
 """For how long a child's last commit may still arrive after its end."""
 CLAIM_SECONDS = 0.2
 """How long a claim may take after Celery has begun to count a time limit."""
+GONE = "the worker that ran the step is gone"
 AGAIN_SECONDS = 0.5
 """After how long a pass is followed by another one if it did not come to the end."""
 
@@ -93,10 +95,12 @@ class Freeing:
     ) -> list[tuple[Held, float | None]]:
         unlocked = set(reads.lock(connection, [claim.id for claim in batch]))
         runtime, freed = self._post.runtime, []
+        hosts = reads.hosts_of(connection, {claim.worker_id for claim in batch})
         for claim in batch:
             delay = crash_delay(claim.crashes + 1, most=runtime.settings.max_crashes)
             error = _crash_text(runtime, claim, self._reason)
-            label = f"{claim.worker_id}:{claim.pid}"
+            worker_id = claim.worker_id or "?"
+            label = f"{hosts.get(worker_id, worker_id)}:{claim.pid}"
             crash = moves.crash(claim, delay=delay, error=error, label=label)
             if claim.id in unlocked and moves.make(connection, claim, crash):
                 freed.append((claim, delay))
@@ -105,9 +109,10 @@ class Freeing:
     def _publish(self, freed: t.Sequence[tuple[Held, float | None]]) -> None:
         runtime, nudges = self._post.runtime, []
         for claim, delay in freed:
-            end = "; it has crashed too often" if delay is None else ""
+            level = logging.ERROR if delay is None else logging.WARNING
+            what = "failed" if delay is None else f"is run again in {delay:.1f} s"
             error = _crash_text(runtime, claim, self._reason)
-            logger.warning("%s: %s%s", _place(claim), error, end)
+            logger.log(level, "%s, %s: %s", _place(claim), what, error)
             options = options_of(claim.sequence, claim.step)
             if delay is not None and options is not None and runtime.rides(delay):
                 version = claim.version + 1
@@ -123,9 +128,12 @@ def _crash_text(runtime: Runtime, claim: Held, reason: str) -> str:
     options = options_of(claim.sequence, claim.step)
     limit = (options and options.time_limit) or runtime.time_limit
     # Celery counts from before the claim.
+    text = f"Crash: {reason}"
     if limit is not None and claim.held_seconds >= limit - CLAIM_SECONDS:
-        return f"TimeLimitExceeded: the step took longer than its time limit of {limit:g} s"
-    return f"Crash: {reason}"
+        text = f"TimeLimitExceeded: the step took longer than its time limit of {limit:g} s"
+    crashes, most = claim.crashes + 1, runtime.settings.max_crashes
+    named = ": as many as SEQUENCE_MAX_CRASHES allows" if crashes >= most else ""
+    return f"{text} (crash {crashes} of {most}{named})"
 
 
 class FreeOwn:
@@ -137,7 +145,7 @@ class FreeOwn:
 
     def __init__(self, post: Post) -> None:
         self._post = post
-        self._freeing = Freeing(post, "the process that performed it died")
+        self._freeing = Freeing(post, "the process that ran the step died")
         self._children: set[int] = set()
         self._watch_until: float | None = None
         self._look_at = 0.0
@@ -177,7 +185,7 @@ class FreeOrphans:
 
     def __init__(self, post: Post) -> None:
         self._post = post
-        self._freeing = Freeing(post, "the worker that performed the step is gone")
+        self._freeing = Freeing(post, GONE)
 
     def __call__(self) -> float | None:
         """Free some."""
@@ -189,6 +197,40 @@ class FreeOrphans:
         return [claim for claim in held if claim.worker_id != self._post.worker_id]
 
 
+class FreeNeighbours:
+    """Frees what workers of this host held whose processes are gone: it need not wait for a lease.
+
+    What a process still performs though its worker is gone is left to it, until the lease is over.
+    """
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self._freeing: dict[str, Freeing] = {}
+
+    def __call__(self) -> None:
+        """Look once."""
+        with self._post.connect() as connection:
+            workers = reads.living_workers(connection)
+        gone = [
+            each.id
+            for each in workers
+            if each.place is not None
+            and each.place == here()
+            and each.id != self._post.worker_id
+            and not is_alive(each.pid)
+        ]
+        self._freeing = {
+            worker_id: self._freeing.get(worker_id) or Freeing(self._post, GONE)
+            for worker_id in gone
+        }
+        for worker_id, freeing in self._freeing.items():
+            freeing.go_on(functools.partial(reads.held_by, worker_id=worker_id), _of_gone)
+
+
+def _of_gone(held: list[Held]) -> list[Held]:
+    return [claim for claim in held if claim.pid is not None and not is_alive(claim.pid)]
+
+
 class TakeBack:
     """Takes back what living processes of this worker hold and do not work on.
 
@@ -198,7 +240,7 @@ class TakeBack:
 
     def __init__(self, post: Post) -> None:
         self._post = post
-        self._freeing = Freeing(post, "the process that claimed it does not work on it")
+        self._freeing = Freeing(post, "the process that claimed the step does not run it")
         self._suspected: set[tuple[int, int]] = set()
 
     def __call__(self) -> None:

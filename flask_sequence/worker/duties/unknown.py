@@ -9,7 +9,7 @@ import time
 import typing as t
 
 from ...definition.registry import find_sequence
-from ...engine.control import options_of
+from ...engine.control import options_of, unknown_step
 from ...rows import moves, reads
 from ...rows.reads import At
 from ..post import Post
@@ -17,8 +17,6 @@ from .batches import Batches
 
 if t.TYPE_CHECKING:
     import sqlalchemy as sa
-
-    from ...runtime import Runtime
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
@@ -47,7 +45,7 @@ class BlockUnknown:
             unlocked = set(reads.lock(connection, [row.id for row in batch]))
             told = []
             for (sequence, step), rows in itertools.groupby(batch, key=_place):
-                error = _unknown_text(self._post.runtime, sequence, step)
+                error = unknown_step(self._post.runtime, sequence, step)
                 run_ids = [row.id for row in rows if row.id in unlocked]
                 count = moves.block(connection, run_ids, step=step, overdue=overdue, error=error)
                 told.append((count, error))
@@ -56,7 +54,8 @@ class BlockUnknown:
         for told in self._batches.each(unknown, block):
             for count, error in told:
                 if count:
-                    logger.warning("%s runs are blocked: %s", count, error)
+                    what = "run is" if count == 1 else "runs are"
+                    logger.warning("%s %s blocked: %s", count, what, error)
         self._batches.check()
         return AGAIN_SECONDS if self._batches.rest or self._batches.done >= reads.OLDEST else None
 
@@ -123,7 +122,8 @@ class UnblockKnown:
 
         for counts in self._batches.each(known, unblock):
             for (sequence, step), count in counts.items():
-                logger.info("%s runs at %s.%s go on", count, sequence, step)
+                what = "run" if count == 1 else "runs"
+                logger.info("%s %s at step %s.%s no longer blocked", count, what, sequence, step)
         self._batches.check()
 
 
@@ -133,10 +133,3 @@ def _place(row: At) -> tuple[str, str]:
 
 def _is_known(row: At) -> bool:
     return options_of(row.sequence, row.step) is not None
-
-
-def _unknown_text(runtime: Runtime, sequence: str, step: str) -> str:
-    text = f"No worker knows the step {step!r} of the sequence {sequence!r}."
-    if not runtime.settings.imports:
-        text += " Does SEQUENCE_IMPORTS name the module that defines it?"
-    return text

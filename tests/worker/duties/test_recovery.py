@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
 import sys
 import threading
 import typing as t
@@ -15,12 +16,19 @@ import sqlalchemy as sa
 from flask_sequence import Status, StepStatus
 from flask_sequence.engine.connections import own_transaction
 from flask_sequence.engine.in_hand import InHand
+from flask_sequence.engine.processes import here
 from flask_sequence.rows import moves, reads, upkeep
 from flask_sequence.rows.claims import Held
 from flask_sequence.rows.dialects import later
-from flask_sequence.rows.models import runs
+from flask_sequence.rows.models import runs, step_runs
 from flask_sequence.runtime import Nudge
-from flask_sequence.worker.duties import FREE_ORPHANS, FREE_OWN, TAKE_BACK, recovery
+from flask_sequence.worker.duties import (
+    FREE_NEIGHBOURS,
+    FREE_ORPHANS,
+    FREE_OWN,
+    TAKE_BACK,
+    recovery,
+)
 from tests.support.keeping import Keeping, spoil_time
 from tests.support.stepping import Stepping, be_worker, make_sequence, make_step, note
 from tests.support.strangers import Stranger
@@ -30,7 +38,7 @@ if t.TYPE_CHECKING:
 
 MakeApp = t.Callable[..., "Flask"]
 
-GONE = "Crash: the worker that performed the step is gone"
+GONE = "Crash: the worker that ran the step is gone (crash 1 of 5)"
 
 
 def end(step: t.Any) -> None:
@@ -74,11 +82,20 @@ def test_what_dead_workers_hold_is_taken_up(stepping: Stepping) -> None:
         assert (row.worker_id, row.pid, row.retries, row.attempt) == (None, None, 0, 1)
         assert row.error == GONE
         assert stepping.history(row.id) == [("end", 1, StepStatus.CRASHED)]
+        (label,) = labels(stepping, row.id)
+        host = {"silent": "host", None: "?"}.get(held[row.id], held[row.id])
+        assert label == f"{host}:4711"
         stepping.advance(row.id)
         assert stepping.row(row.id).attempt == 2
     assert stepping.row(waiting).crashes == 0
     assert free_orphans(stepping) == []
     assert stepping.notes() == ["end"] * 3
+
+
+def labels(stepping: Stepping, run_id: int) -> list[str]:
+    with stepping.connect() as connection:
+        told = sa.select(step_runs.c.worker).where(step_runs.c.run_id == run_id)
+        return list(connection.execute(told).scalars())
 
 
 def test_crashes_wait_longer_and_fail_in_the_end(sqlite_stepping: Stepping) -> None:
@@ -100,7 +117,8 @@ def test_crashes_wait_longer_and_fail_in_the_end(sqlite_stepping: Stepping) -> N
         assert again is not None
     for delay, longest in zip(delays, (0, 1, 2, 4), strict=True):
         assert 0.8 * longest - 0.01 <= delay <= longest + 0.01
-    assert (row.status, row.error, nudges) == (Status.FAILED, GONE, [])
+    assert (row.status, nudges) == (Status.FAILED, [])
+    assert row.error == GONE.replace("1 of 5", "5 of 5: as many as SEQUENCE_MAX_CRASHES allows")
     assert [end for _, _, end in sqlite_stepping.history(row.id)] == [StepStatus.CRASHED] * 5
 
 
@@ -197,7 +215,7 @@ def test_an_unknown_step_that_crashed(sqlite_stepping: Stepping) -> None:
     ("ago", "text"),
     [
         (59.0, GONE),
-        (60.5, "TimeLimitExceeded: the step took longer than its time limit of 60 s"),
+        (60.5, f"TimeLimitExceeded: the step took longer than its time limit of 60 s {GONE[-14:]}"),
     ],
 )
 def test_a_hard_time_limit_is_a_crash_that_says_so(
@@ -206,6 +224,36 @@ def test_a_hard_time_limit_is_a_crash_that_says_so(
     claim = claimed(stepping, make_step(end, time_limit=60), ago=ago)
     free_orphans(stepping)
     assert stepping.row(claim.id).error == text
+
+
+# Workers of this host, which need not be waited for
+
+
+@pytest.mark.skipif(here() is None, reason="the numbers of processes may be of another place")
+def test_what_dead_processes_of_this_host_held_is_taken_up_before_the_lease_is_over(
+    stepping: Stepping,
+) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    me, elsewhere = os.getpid(), "another boot"
+    holders = {
+        "dead": (gone.pid, here(), gone.pid),
+        "its process lives on": (gone.pid, here(), me),
+        "alive": (me, here(), gone.pid),  # its own keeper sees to that
+        "elsewhere": (gone.pid, elsewhere, gone.pid),
+        "silent about it": (gone.pid, None, gone.pid),
+    }
+    held = {}
+    for name, (main, place, pid) in holders.items():
+        with own_transaction(stepping.runtime) as connection:
+            upkeep.renew_worker(connection, name, host="h", pid=main, lease=30, place=place)
+        held[claimed(stepping, worker_id=name, pid=pid).id] = name
+    keeping = Keeping(stepping.runtime)
+    nudges = keeping.do(FREE_NEIGHBOURS)
+    assert [held[nudge.run_id] for nudge in nudges] == ["dead"]
+    row = stepping.row(nudges[0].run_id)
+    assert (row.status, row.crashes, row.error) == (Status.WAITING, 1, GONE)
+    assert keeping.do(FREE_NEIGHBOURS) == []
 
 
 # The keeper's own worker, after an outage longer than its lease
@@ -333,7 +381,10 @@ def test_the_watch_lasts_until_a_look_has_succeeded(
                 keeping.do(FREE_OWN)
     clock[0] += 0.5
     assert [nudge.run_id for nudge in keeping.do(FREE_OWN)] == [run_id]
-    assert sqlite_stepping.row(run_id).error == "Crash: the process that performed it died"
+    assert (
+        sqlite_stepping.row(run_id).error
+        == "Crash: the process that ran the step died (crash 1 of 5)"
+    )
 
 
 def away() -> t.NoReturn:
@@ -412,7 +463,7 @@ def test_what_a_living_process_does_not_work_on_is_taken_back(
         return
     assert [nudge.run_id for nudge in nudges] == [run_id]
     assert (row.status, row.crashes) == (Status.WAITING, 1)
-    assert row.error == "Crash: the process that claimed it does not work on it"
+    assert row.error == "Crash: the process that claimed the step does not run it (crash 1 of 5)"
 
 
 def test_many_threads_have_runs_in_hand() -> None:

@@ -41,8 +41,9 @@ def test_unknown_steps_are_blocked_after_two_intervals_and_freed(
     assert blocked == {"old", "old, too"}
     rows = [stepping.row(run_id) for run_id in ids]
     assert rows[0].error == (
-        "No worker knows the step 'renamed' of the sequence 'Made'."
-        " Does SEQUENCE_IMPORTS name the module that defines it?"
+        "The sequence 'Made' has no step 'renamed'; its steps are end. Was it renamed? Give it"
+        " that name by name = 'renamed' in its class, or by @step(name='renamed'); or cancel the"
+        " run."
     )
     assert (rows[0].version, rows[0].attempt, rows[0].due_at) == (1, 0, None)
     assert "2 runs are blocked" in caplog.text
@@ -52,7 +53,7 @@ def test_unknown_steps_are_blocked_after_two_intervals_and_freed(
     mark_unknown(stepping, "elsewhere")
     row = stepping.row(rows[0].id)
     assert (row.status, row.error, row.version) == (Status.WAITING, None, 2)
-    assert "2 runs at Made.renamed go on" in caplog.text
+    assert "2 runs at step Made.renamed no longer blocked" in caplog.text
     nudges = Keeping(stepping.runtime).do(PUBLISH_DUE)
     assert {rows[0].id, rows[1].id} <= {nudge.run_id for nudge in nudges}
     assert stepping.advance(row.id).status is Status.FINISHED
@@ -84,11 +85,15 @@ def test_a_walk_that_fails_is_begun_anew(
     assert sqlite_stepping.row(run_id).status is Status.WAITING
 
 
-def test_the_sentence_for_a_blocked_run_names_the_setting_where_it_may_help(
+def test_the_sentence_for_a_blocked_run_names_what_may_help(
     make_app: t.Callable[..., Flask], sqlite_url: str
 ) -> None:
     stepping = Stepping(make_app(sqlite_url, SEQUENCE_IMPORTS=("tests.support.starts",)))
     run_id = stepping.start(end)
-    stepping.set(run_id, step="x", due_at=later(-60))
+    stepping.set(run_id, sequence="Renamed", due_at=later(-60))
     mark_unknown(stepping, DEFAULT)
-    assert stepping.row(run_id).error == "No worker knows the step 'x' of the sequence 'Made'."
+    assert stepping.row(run_id).error == (
+        "The step 'end' of the sequence 'Renamed' is not known to the workers of its queue: name"
+        " the module that defines it in SEQUENCE_IMPORTS, which names tests.support.starts, and"
+        " restart them."
+    )
