@@ -18,9 +18,9 @@ from celery.utils.imports import cwd_in_path
 
 from ..broker.embedded import check_folders
 from ..broker.garbage import leave_garbage_alone
-from ..broker.line import keep_alive
+from ..broker.line import Line, keep_alive
 from ..broker.problems import setup_problem
-from ..broker.publisher import publisher_of
+from ..broker.publisher import PUBLISH_SECONDS
 from ..definition.registry import get_sequence, sequence_names
 from ..engine.connections import KeptConnection, bind_of
 from ..engine.contexts import own_context
@@ -166,11 +166,14 @@ def _check_tables(engine: Engine) -> None:
 def _check_broker(runtime: Runtime, queues: t.Iterable[t.Any]) -> None:
     """Find out whether the broker can ever be used; one that is down is waited for, by Celery."""
     check_folders(runtime.celery)
+    line = Line(runtime.celery, PUBLISH_SECONDS)  # no publisher: it has a thread, before a fork
     try:
-        publisher_of(runtime).depth(queues)
+        line.depth(queues)
     except Exception as error:
         if problem := setup_problem(runtime.celery, error):
             raise problem from error
+    finally:
+        line.close()
 
 
 @signals.celeryd_after_setup.connect(weak=False)

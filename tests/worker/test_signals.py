@@ -281,7 +281,7 @@ def test_a_burst_uses_up_no_limit_of_all_tasks(
     wait_until(lambda: time.monotonic() - began > 0.4)
     scene.open()
     assert scene.wait(ids) == [Status.FINISHED]
-    assert ("WorkGated.Second" in worker.log) == ends
+    assert ("Task WorkGated.Second[" in worker.log) == ends
     assert worker.stop() == 0
 
 
