@@ -290,6 +290,21 @@ def test_an_interrupt_holds_however_it_is_wrapped(
 # Exceptions that end processes, and strange ones
 
 
+def test_an_interrupt_of_the_process_goes_before_an_end_that_was_asked_for(
+    sqlite_stepping: Stepping,
+) -> None:
+    def body(step: t.Any) -> None:
+        try:
+            step.finish()
+        except BaseException:
+            raise KeyboardInterrupt from None
+
+    run_id = sqlite_stepping.start(body)
+    with pytest.raises(KeyboardInterrupt):
+        sqlite_stepping.advance(run_id)
+    assert sqlite_stepping.row(run_id).status is Status.WAITING
+
+
 @pytest.mark.parametrize("in_worker", [True, False])
 def test_ctrl_c_in_a_step(sqlite_stepping: Stepping, in_worker: bool) -> None:
     if in_worker:

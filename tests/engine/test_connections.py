@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 
 import pytest
@@ -192,6 +193,22 @@ def test_what_is_kept_goes_back_after_an_error(keeping: Stepping) -> None:
     with kept.statements() as connection:
         assert connection.scalar(sa.select(1)) == 1
     kept.give_back()
+
+
+def test_what_gave_an_answer_that_cannot_be_read_is_not_taken_again(keeping: Stepping) -> None:
+    pid = sa.text("SELECT pg_backend_pid()")
+    with keeping.app.app_context():
+        url = db.engine.url
+    engine = sa.create_engine(url, pool_size=1, max_overflow=0)
+    kept, found = KeptConnection(engine), []
+    with contextlib.suppress(ValueError), kept.statements() as connection:
+        found.append(connection.scalar(pid))
+        raise ValueError
+    with kept.statements() as connection:
+        found.append(connection.scalar(pid))
+    kept.give_back()
+    engine.dispose()
+    assert len(set(found)) == 2
 
 
 @pytest.mark.parametrize("label", ["", "Made.end"])

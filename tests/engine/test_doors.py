@@ -12,6 +12,7 @@ import typing as t
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from sqlalchemy.orm import Session
 
 from flask_sequence import Status, Step
 from flask_sequence.engine.doors import Doors
@@ -439,6 +440,42 @@ def test_a_child_that_a_step_forks_has_no_part_in_its_transaction(
 
     assert stepping.run(body).status is Status.FINISHED
     assert (stepping.notes(), ended) == (["of the parent"], [4 if way == "exit" else 3])
+
+
+def test_a_child_that_a_step_forks_makes_no_checkpoint_of_its_own(stepping: Stepping) -> None:
+    ended = []
+
+    def body(step: t.Any) -> None:
+        child = os.fork()
+        if child == 0:
+            try:
+                for engine in db.engines.values():
+                    engine.dispose(close=False)
+                note("of the child")
+                db.session.commit()
+            except BaseException as error:
+                os._exit(3 if type(error).__name__ == "ClaimLost" else 5)
+            os._exit(4)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        note("of the parent")
+
+    assert stepping.run(body).status is Status.FINISHED
+    assert (stepping.notes(), ended) == (["of the parent"], [3])
+
+
+def test_a_session_of_the_steps_own_is_not_the_steps(stepping: Stepping) -> None:
+    """It commits by itself, whatever becomes of the step."""
+
+    def body(step: t.Any) -> None:
+        stepping.take_over(step.run.id)
+        with Session(db.engine) as own:
+            own.add(Effect(note="by itself"))
+            own.commit()
+        note("of the step")
+
+    run_id = stepping.start(body)
+    assert stepping.advance(run_id).status is None
+    assert stepping.notes() == ["by itself"]
 
 
 def test_the_states_of_the_fence() -> None:

@@ -88,3 +88,18 @@ def test_a_deletion_that_fails_is_left_to_the_keeper(
     delete_if_ended(stepping.runtime, run_id, Status.FINISHED)
     assert "left to the keeper to delete: TimeoutError: no connection" in caplog.text
     assert kept(stepping) == [run_id]
+
+
+def test_an_interrupt_while_a_run_is_deleted_is_not_swallowed(
+    make_app: t.Callable[..., Flask], sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> t.NoReturn:
+        raise KeyboardInterrupt
+
+    stepping = Stepping(make_app(sqlite_url, SEQUENCE_RETENTION=0))
+    run_id = stepping.start(end)
+    outcome = stepping.advance(run_id)
+    monkeypatch.setattr(upkeep, "delete", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        delete_if_ended(stepping.runtime, run_id, outcome.status)
+    assert kept(stepping) == [run_id]

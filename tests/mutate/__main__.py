@@ -120,7 +120,7 @@ def _lines_in_function(around: list[ast.stmt]) -> range | None:
         return None
     node = around[-1]
     if isinstance(node, ast.FunctionDef):  # a default of a parameter
-        node = node.body[0]
+        node = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
     body = getattr(node, "body", None)
     end = body[0].lineno - 1 if body else node.end_lineno or 0
     return range(node.lineno, max(end, node.lineno) + 1)

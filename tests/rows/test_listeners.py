@@ -155,6 +155,18 @@ class TestWrites:
         with make_app(sqlite_url).app_context(), pytest.raises(ReadOnlyError):
             WRITES[write](db.session, SequenceRun(id=1))
 
+    def test_as_the_first_statement_by_an_engine_that_was_put_in_place(
+        self, make_app: MakeApp, sqlite_url: str
+    ) -> None:
+        with make_app(sqlite_url).app_context():
+            engines: t.Any = db.engines
+            engine, engines[None] = engines[None], sa.create_engine(sqlite_url)
+            with pytest.raises(ReadOnlyError):
+                WRITES["update"](db.session, SequenceRun(id=1))
+            db.session.rollback()
+            engines[None].dispose()
+            engines[None] = engine
+
     def test_a_flush_that_had_nothing_to_do_does_not_hide_a_bulk_method(
         self, sqlite_app: Flask
     ) -> None:

@@ -206,3 +206,14 @@ class TestBoundedUpdate:
                 assert connection.execute(statement.values(queue="other")).rowcount == 1
                 assert connection.exec_driver_sql(shown).scalar() == "1min"
             assert connection.exec_driver_sql(shown).scalar() == "0"
+
+
+def test_on_mariadb_not_to_wait_is_no_second(mariadb_stepping: Stepping) -> None:
+    text = "SELECT @@innodb_lock_wait_timeout, @@lock_wait_timeout"
+    with mariadb_stepping.connect() as connection:
+        before = connection.exec_driver_sql(text).one()
+        with bounded_lock_wait(connection, 0) as bound:
+            assert connection.exec_driver_sql(text).one() == (0, 0)
+            bound(1.5)
+            assert connection.exec_driver_sql(text).one() == (2, 2)
+        assert connection.exec_driver_sql(text).one() == before

@@ -107,6 +107,29 @@ def test_each_move_of_a_held_run_bounds_its_wait(
             assert text.count("set_config('lock_timeout', '30s', true)") == 1
 
 
+def test_each_claim_counts_as_an_attempt(stepping: Stepping, claim: Claim) -> None:
+    assert (claim.attempt, stepping.row(claim.id).attempt) == (1, 1)
+    with own_transaction(stepping.runtime) as connection:
+        assert moves.make(connection, claim, moves.hand_back(claim, delay=0, error="E"))
+        again = moves.claim(connection, claim.id, claim.version + 1, worker_id="me", pid=1)
+    assert again is not None
+    assert (again.attempt, stepping.row(claim.id).attempt) == (2, 2)
+
+
+@pytest.mark.parametrize("way", ["advance", "hold", "a checkpoint that changed the data"])
+def test_progress_begins_to_count_again(stepping: Stepping, claim: Claim, way: str) -> None:
+    stepping.set(claim.id, crashes=3, waits=2)
+    made = {
+        "advance": moves.advance("b", queue="q", label=LABEL),
+        "hold": moves.hold("b", label=LABEL),
+    }
+    data = None if way in made else '{"a":1}'
+    with own_transaction(stepping.runtime) as connection:
+        assert moves.make(connection, claim, made.get(way, moves.CHECKPOINT), data)
+    row = stepping.row(claim.id)
+    assert (row.crashes, row.waits) == (0, 0)
+
+
 def test_moves_from_outside(stepping: Stepping) -> None:
     run_id = stepping.start(end)
     for status in Status:

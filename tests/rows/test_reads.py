@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from flask_sequence import Status
 from flask_sequence.rows import reads
+from flask_sequence.rows.dialects import later
 from flask_sequence.rows.models import runs
 from tests.support.stepping import Stepping
 
@@ -101,3 +102,28 @@ def test_a_page_of_what_is_held_begins_after_an_id(sqlite_stepping: Stepping, re
         first = [held.id for held in read(connection, after=0, limit=2)]
         then = [held.id for held in read(connection, after=first[-1], limit=1)]
     assert (first, then) == ([1, 2], [3])
+
+
+def test_a_page_of_what_ended_begins_after_a_pair(sqlite_stepping: Stepping) -> None:
+    with sqlite_stepping.connect() as connection:
+        fill(connection)
+        ended = sa.update(runs).values(status=Status.FINISHED, finished_at=later(-100))
+        connection.execute(sa.update(runs).values(status=Status.WAITING, finished_at=None))
+        connection.execute(ended.where(runs.c.id <= 3))
+    with sqlite_stepping.connect() as connection:
+        first = reads.ended_before(connection, 60, after=None, limit=2)
+        then = reads.ended_before(connection, 60, after=first[-1], limit=5)
+    assert ([run_id for _, run_id in first], [run_id for _, run_id in then]) == ([1, 2], [3])
+
+
+def test_options_that_cannot_be_read_keep_no_run_from_being_taken_up(
+    sqlite_stepping: Stepping,
+) -> None:
+    with sqlite_stepping.connect() as connection:
+        fill(connection)
+        connection.execute(
+            sa.update(runs).where(runs.c.id == 1).values(status=Status.RUNNING, worker_id="one")
+        )
+        for text, options in (("'{broken'", None), ("""'{"queue":"q"}'""", {"queue": "q"})):
+            connection.exec_driver_sql(f"UPDATE sequence_runs SET options = {text} WHERE id = 1")
+            assert [held.options for held in reads.held_by(connection, "one")] == [options]

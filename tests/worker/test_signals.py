@@ -11,12 +11,15 @@ import time
 import typing as t
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import redis
 import sqlalchemy as sa
+from celery import Celery
 from celery.concurrency import prefork, solo
 from celery.concurrency import thread as threads
+from celery.signals import worker_init
 from kombu import Producer, Queue
 from sqlalchemy.pool import NullPool
 
@@ -31,6 +34,7 @@ from flask_sequence.worker.signals import (
     _time_limit,
     _warn_of_connections,
     _warn_of_driver,
+    run_worker,
 )
 from tests.conftest import create_tables
 from tests.support import services
@@ -481,6 +485,19 @@ def test_a_worker_says_what_it_works_with_at_every_level(
     shown = sa.make_url(postgresql_url).render_as_string(hide_password=True)
     assert line.endswith(f"; database {shown}; broker redis://:**@localhost:1/3; queues a, b")
     assert "hush" not in worker.log
+
+
+@pytest.mark.parametrize("code", [None, 0, 1])
+def test_the_exit_code_is_the_workers(
+    sqlite_app: Flask, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    def worker_main(celery: t.Any, arguments: list[str]) -> None:
+        worker_init.send(
+            sender=SimpleNamespace(app=Celery("other", set_as_current=False), exitcode=code)
+        )
+
+    monkeypatch.setattr(Celery, "worker_main", worker_main)
+    assert run_worker(runtime_of(sqlite_app).celery, []) == (code or 0)
 
 
 # Messages that nobody sent, and servers that go away

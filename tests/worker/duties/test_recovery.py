@@ -527,3 +527,16 @@ def test_a_child_tells_what_it_performs(sqlite_stepping: Stepping) -> None:
     os.write(answer, b".")
     os.waitpid(child, 0)
     assert not hands.is_without_hand(2**22 + 1, 7)  # of a process without a slot nothing is known
+
+
+def test_a_pass_goes_on_where_the_last_one_has_stopped(sqlite_stepping: Stepping) -> None:
+    """What living processes hold fills the first page, and hides nothing behind it."""
+    be_worker(sqlite_stepping.app, "mine")
+    alive = [claimed(sqlite_stepping, worker_id="mine", pid=os.getpid()).id for _ in range(2)]
+    dead = [claimed(sqlite_stepping, worker_id="mine", pid=4711).id for _ in range(3)]
+    few = dataclasses.replace(FREE_OWN, rows=2)
+    keeping = Keeping(sqlite_stepping.runtime, duties=[few])
+    for _ in range(3):
+        keeping.do(few)
+    assert {sqlite_stepping.row(run_id).status for run_id in alive} == {Status.RUNNING}
+    assert {sqlite_stepping.row(run_id).status for run_id in dead} == {Status.WAITING}

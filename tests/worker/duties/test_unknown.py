@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 
 import pytest
@@ -97,3 +98,19 @@ def test_the_sentence_for_a_blocked_run_names_what_may_help(
         " the module that defines it in SEQUENCE_IMPORTS, which names tests.support.starts, and"
         " restart them."
     )
+
+
+def test_a_walk_goes_on_where_the_last_pass_has_stopped(
+    sqlite_stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unknown, "MOVED_AT_ONCE", 1)
+    ids = [sqlite_stepping.start(end) for _ in range(3)]
+    for run_id in ids:
+        gone = {} if run_id == ids[-1] else {"step": "gone"}
+        sqlite_stepping.set(run_id, status=Status.BLOCKED, due_at=None, **gone)
+    few = dataclasses.replace(UNBLOCK_KNOWN, rows=1)
+    keeping = Keeping(sqlite_stepping.runtime, duties=[few])
+    for _ in range(4):
+        keeping.do(few)
+    statuses = [sqlite_stepping.row(run_id).status for run_id in ids]
+    assert statuses == [Status.BLOCKED, Status.BLOCKED, Status.WAITING]
