@@ -492,9 +492,8 @@ def test_the_exit_code_is_the_workers(
     sqlite_app: Flask, monkeypatch: pytest.MonkeyPatch, code: int | None
 ) -> None:
     def worker_main(celery: t.Any, arguments: list[str]) -> None:
-        worker_init.send(
-            sender=SimpleNamespace(app=Celery("other", set_as_current=False), exitcode=code)
-        )
+        app = Celery("other", set_as_current=False)
+        worker_init.send(sender=Mock(app=app, exitcode=code))
 
     monkeypatch.setattr(Celery, "worker_main", worker_main)
     assert run_worker(runtime_of(sqlite_app).celery, []) == (code or 0)
