@@ -37,6 +37,8 @@ from tests.support.workers import family_of
 ROOT = Path(__file__).parents[2]
 PACKAGE = "flask_sequence"
 ROOMS = ("engine", "rows", "worker")
+VALUES = "tests/test_values.py"
+"""The tests that compare what modules are shipped with, on whichever line of theirs."""
 UNNOTICED = Path(__file__).with_name("unnoticed.toml")
 LEAST_SECONDS = 60.0
 """What a change may take at least until it counts as one that hangs."""
@@ -85,6 +87,7 @@ class Map:
             found = {test for line in lines for test in self._at(change.path, line)}
         else:
             found = self._users({name for node in around for name in _names_given(node)})
+            found |= {test for test in self.seconds if test.startswith(VALUES)}
 
         def rank(test: str) -> tuple[bool, bool, bool, float]:
             file, seconds = Path(test.partition("::")[0]), self.seconds.get(test, 1.0)
@@ -218,7 +221,12 @@ def read_options(arguments: t.Sequence[str] | None = None) -> argparse.Namespace
     add("--count", type=int, default=200, help="of changes; 0: all there are")
     add("--jobs", type=int, default=2, help="changes that are tried at a time")
     add("--seconds", type=float, default=120.0, help="of tests, at most, for one change")
-    add("--tests", nargs="+", default=[f"tests/{room}" for room in ROOMS], help="pytest's")
+    add(
+        "--tests",
+        nargs="+",
+        default=[*(f"tests/{room}" for room in ROOMS), VALUES],
+        help="pytest's",
+    )
     add("--record", action="store_true", help="record anew which tests execute which line")
     add("--again", action="store_true", help="try those again that no test noticed")
     add("--output", type=Path, default=ROOT / "build" / "mutate", help="a folder")

@@ -492,10 +492,10 @@ def test_the_exit_code_is_the_workers(
     sqlite_app: Flask, monkeypatch: pytest.MonkeyPatch, code: int | None
 ) -> None:
     def worker_main(celery: t.Any, arguments: list[str]) -> None:
-        app = Celery("other", set_as_current=False)
-        worker_init.send(sender=Mock(app=app, exitcode=code))
+        worker_init.send(sender=Mock(exitcode=code))
 
     monkeypatch.setattr(Celery, "worker_main", worker_main)
+    monkeypatch.setattr("flask_sequence.worker.signals.runtime_of_worker", lambda celery: None)
     assert run_worker(runtime_of(sqlite_app).celery, []) == (code or 0)
 
 
