@@ -23,6 +23,7 @@ from flask_sequence import SequenceRun, Status, StepStatus
 from flask_sequence.engine import attempt, claiming, patience
 from flask_sequence.engine.attempt import FRESH_TRIES
 from flask_sequence.engine.claiming import Message, redirect_sign
+from flask_sequence.engine.connections import own_move
 from flask_sequence.engine.runner import advance
 from flask_sequence.errors import FailInterrupt
 from flask_sequence.rows import moves
@@ -827,6 +828,26 @@ def test_a_move_waits_for_the_database(
     assert len(pauses) == 8
     assert max(pauses) <= patience.LONGEST_PAUSE
     assert caplog.text.count("Waiting for the database") == 1
+
+
+def test_a_move_whose_answer_is_lost_is_looked_for(
+    sqlite_stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, lost = own_move, list[int]()
+
+    @contextlib.contextmanager
+    def losing(runtime: t.Any) -> t.Iterator[t.Any]:
+        with real(runtime) as connection:
+            yield connection
+        if not lost:
+            lost.append(1)
+            raise sa.exc.OperationalError("COMMIT", {}, locked())
+
+    monkeypatch.setattr(patience, "own_move", losing)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    run_id = sqlite_stepping.start(make_step(raising(ValueError("no")), max_retries=0))
+    assert sqlite_stepping.advance(run_id).status is Status.FAILED
+    assert [status for _, _, status in sqlite_stepping.history(run_id)] == [StepStatus.FAILED]
 
 
 def test_a_move_that_cannot_be_made_leaves_no_claim_behind(

@@ -26,6 +26,7 @@ from flask_sequence.runtime import Nudge
 from flask_sequence.testing import drain
 from tests.support.application import Effect, db
 from tests.support.starts import Fails, TwoSteps, committed, committed_runs, record_published
+from tests.support.stepping import recorded
 
 MakeApp = t.Callable[..., Flask]
 
@@ -169,7 +170,7 @@ class TestRetry:
     def test_of_a_run_that_was_rolled_back(self, sqlite_app: Flask, verb: str) -> None:
         run = TwoSteps.start()
         db.session.rollback()
-        with pytest.raises(RunNotFoundError, match="committed"):
+        with pytest.raises(RunNotFoundError, match="commit"):
             getattr(run, verb)()
 
 
@@ -331,7 +332,7 @@ class TestWait:
             db.session.rollback()
         elif how == "expunged":
             db.session.expunge(run)
-        with pytest.raises(RunNotFoundError, match="committed"):
+        with pytest.raises(RunNotFoundError, match="commit"):
             run.wait(1)
 
     def test_in_another_thread(self, sqlite_app: Flask) -> None:
@@ -382,3 +383,15 @@ class TestLists:
         assert ids(sequence="TwoSteps") == [later.id, waiting.id]
         assert ids(sequence="TwoSteps", status=Status.FAILED) == []
         assert "secret" not in str(control.list_runs())
+
+
+def test_much_data_is_inserted_by_several_statements(
+    make_app: MakeApp, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "BATCH_CHARACTERS", 250)
+    app = make_app(postgresql_url)
+    with app.app_context(), recorded(app) as statements:
+        run_ids = TwoSteps.start_many([{"text": "x" * 100} for _ in range(5)])
+        db.session.commit()
+    inserts = [text for text in statements if text.startswith("INSERT INTO sequence_runs")]
+    assert (len(run_ids), len(inserts)) == (5, 3)

@@ -287,18 +287,20 @@ def test_a_session_with_options_of_its_own_is_the_same_bind(
     assert "more than one bind" not in caplog.text
 
 
+@pytest.mark.parametrize("text", ["SELECT 1", "/* all\nof it */\n-- now\n select 1"])
 def test_reading_elsewhere_leaves_a_step_exactly_once(
     make_app: t.Callable[..., Flask],
     postgresql_url: str,
     tmp_path: t.Any,
     caplog: pytest.LogCaptureFixture,
+    text: str,
 ) -> None:
     other = f"sqlite:///{tmp_path / 'replica.sqlite'}"
     stepping = Stepping(make_app(postgresql_url, SQLALCHEMY_BINDS={"replica": other}))
 
     def body(step: t.Any) -> None:
         bind = {"bind": db.engines["replica"]}
-        assert db.session.scalar(sa.text("SELECT 1"), bind_arguments=bind) == 1
+        assert db.session.scalar(sa.text(text), bind_arguments=bind) == 1
         note("written")
 
     assert stepping.run(body).status is Status.FINISHED

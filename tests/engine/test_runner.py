@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
 import threading
 import typing as t
 import weakref
@@ -158,6 +159,17 @@ def test_a_step_under_a_run_in_hand_has_a_fence_of_its_own(sqlite_stepping: Step
 
     assert sqlite_stepping.run(outer).status is Status.FINISHED
     assert sqlite_stepping.notes() == ["a", "outer"]
+
+
+def test_a_run_is_in_hand_as_long_as_it_is_performed(sqlite_stepping: Stepping) -> None:
+    worker, seen = be_worker(sqlite_stepping.app), list[bool]()
+
+    def body(step: t.Any) -> None:
+        seen.append(worker.in_hand.is_without_hand(os.getpid(), step.run.id))
+
+    row = sqlite_stepping.run(body)
+    assert row.status is Status.FINISHED
+    assert (seen, worker.in_hand.is_without_hand(os.getpid(), row.id)) == ([False], True)
 
 
 def test_standing_in_for_a_worker(sqlite_stepping: Stepping) -> None:

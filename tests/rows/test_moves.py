@@ -116,6 +116,24 @@ def test_each_claim_counts_as_an_attempt(stepping: Stepping, claim: Claim) -> No
     assert (again.attempt, stepping.row(claim.id).attempt) == (2, 2)
 
 
+def test_a_step_that_the_same_process_goes_on_with_begins_then(
+    stepping: Stepping, claim: Claim
+) -> None:
+    stepping.set(claim.id, step_started_at=later(-100))
+    with own_transaction(stepping.runtime) as connection:
+        assert moves.make(connection, claim, moves.hold("b", label=LABEL))
+    row = stepping.row(claim.id)
+    assert row.step_started_at >= claim.step_started_at
+
+
+def test_only_a_run_that_waits_goes_to_another_queue(stepping: Stepping, claim: Claim) -> None:
+    waiting = stepping.start(end)
+    with own_transaction(stepping.runtime) as connection:
+        assert not moves.redirect(connection, claim.id, claim.version, queue="other")
+        assert moves.redirect(connection, waiting, 0, queue="other")
+    assert (stepping.row(claim.id).queue, stepping.row(waiting).queue) == ("celery", "other")
+
+
 @pytest.mark.parametrize("way", ["advance", "hold", "a checkpoint that changed the data"])
 def test_progress_begins_to_count_again(stepping: Stepping, claim: Claim, way: str) -> None:
     stepping.set(claim.id, crashes=3, waits=2)

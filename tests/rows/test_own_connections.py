@@ -58,6 +58,17 @@ def test_a_listener_that_sends_the_first_statement(postgresql_url: str, level: s
     engine.dispose()
 
 
+def test_a_listener_is_asked_once_for_a_connection(database_url: str) -> None:
+    engine, asked = sa.create_engine(database_url), list[str]()
+    sa.event.listen(engine, "do_connect", lambda *_: asked.append("before"))
+    own = OwnConnections(engine)
+    sa.event.listen(engine, "do_connect", lambda *_: asked.append("after"))
+    own.open()
+    assert asked == ["before", "after"]
+    own.close()
+    engine.dispose()
+
+
 def test_a_creator_makes_them(database_url: str) -> None:
     real = sa.create_engine(database_url, poolclass=NullPool)
     made: list[t.Any] = []

@@ -52,6 +52,29 @@ def test_what_ended_long_ago_is_deleted_in_batches(
     assert (kept(stepping), len(old)) == (young, 3)
 
 
+def test_a_long_history_goes_before_its_run(
+    make_app: t.Callable[..., Flask], sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much of it as one statement may delete, again and again."""
+    deleted: list[int] = []
+    real = upkeep.delete_history
+
+    def delete(connection: sa.Connection, told: t.Sequence[int]) -> None:
+        deleted.append(len(told))
+        real(connection, told)
+
+    stepping = Stepping(make_app(sqlite_url, SEQUENCE_RETENTION=1000))
+    monkeypatch.setattr(purge, "HISTORY_AT_ONCE", 2)
+    monkeypatch.setattr(upkeep, "delete_history", delete)
+    run_id = ended(stepping, 1001)
+    with stepping.connect() as connection:
+        told = connection.execute(sa.select(step_runs)).mappings().one()
+        for _ in range(4):
+            connection.execute(sa.insert(step_runs).values({**told, "id": None}))
+    Keeping(stepping.runtime).do(PURGE)
+    assert (kept(stepping), deleted, run_id) == ([], [2, 2, 1], run_id)
+
+
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
 def test_a_time_that_python_does_not_know_keeps_nothing_back(
     make_app: t.Callable[..., Flask], request: pytest.FixtureRequest, kind: str
