@@ -25,8 +25,12 @@ def load(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[t.Callable[[str], t.Any]
     monkeypatch.syspath_prepend(EXAMPLES)
     default, current = state.default_app, state._tls.current_app
     state.default_app = state._tls.current_app = None
+    before = list(state._get_active_apps())
     yield importlib.import_module
     state.default_app, state._tls.current_app = default, current
+    for celery in list(state._get_active_apps()):
+        if celery not in before:
+            state._deregister_app(celery)
 
 
 @pytest.fixture

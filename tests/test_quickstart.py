@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
 LOOK = """
 from app import create_app, db
+from flask_sequence import celery_app
 
 app = create_app()
 with app.app_context():
-    print(db.engine.dialect.name, app.extensions["celery"].conf.broker_url)
+    print(db.engine.dialect.name, celery_app(app).conf.broker_url)
 """
 
 

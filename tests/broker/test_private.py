@@ -19,6 +19,7 @@ from flask_sequence.broker import folders
 from flask_sequence.broker.embedded import check_folders, embedded_config, make_celery
 from flask_sequence.errors import SetupError
 from tests.broker.test_transport import channel_of, depth, receive, send
+from tests.conftest import create_tables
 from tests.support.application import db
 from tests.support.starts import TwoSteps
 from tests.support.workers import Worker, write_module
@@ -304,6 +305,7 @@ def test_a_worker_ends_with_one_sentence(
 ) -> None:
     (folder / "messages").chmod(0o777)
     source = APPLICATION.format(database=tmp_path / "app.sqlite")
+    create_tables(f"sqlite:///{tmp_path / 'app.sqlite'}")
     with Worker(tmp_path, write_module(tmp_path, source), celery=celery).launch() as worker:
         assert worker.wait(30) == 1
         assert "Error: The embedded broker does not use" in worker.log

@@ -47,7 +47,7 @@ def test_a_package_that_is_too_old_is_named() -> None:
     celery = Celery("odd", broker="redis://a;redis://b", set_as_current=False)
     error = VersionMismatch("Redis transport requires redis-py 9.")
     told = "Redis transport requires redis-py 9: run pip install -U 'kombu[redis]'."
-    assert str(setup_problem(celery, error)) == told
+    assert str(setup_problem(celery, error)).startswith(told)
 
 
 @pytest.mark.parametrize("error", [OSError("refused"), TimeoutError(), ValueError("Unexpected")])

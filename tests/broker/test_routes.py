@@ -12,7 +12,7 @@ from kombu import Exchange, Queue
 from flask_sequence import SetupError, celery_app
 from flask_sequence.broker import embedded_config
 from flask_sequence.rows.models import FORMAT
-from flask_sequence.runtime import TASK
+from flask_sequence.runtime import TASK, mark_of
 from tests.support.application import db
 from tests.support.services import Broker, make_broker
 from tests.support.starts import TwoSteps
@@ -138,7 +138,8 @@ def check(app: Flask, expected: str, **options: t.Any) -> None:
         run = TwoSteps.set(**options).start()
         db.session.commit()
         assert run.queue == expected
-        assert arrived(app, expected) == {"format": FORMAT, "id": run.id, "version": 0}
+        sent = {"format": FORMAT, "id": run.id, "version": 0, "mark": mark_of(run.uid)}
+        assert arrived(app, expected) == sent
 
 
 def test_a_delay_is_not_left_to_quorum_queues(

@@ -62,5 +62,7 @@ CREATE TABLE sequence_workers (
     pid INTEGER NOT NULL,
     started_at DATETIME(6) NOT NULL,
     seen_until DATETIME(6) NOT NULL,
+    queues MEDIUMTEXT CHARACTER SET utf8mb4,
+    place VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin,
     CONSTRAINT pk_sequence_workers PRIMARY KEY (id)
 );

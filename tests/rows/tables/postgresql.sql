@@ -62,5 +62,7 @@ CREATE TABLE sequence_workers (
     pid INTEGER NOT NULL,
     started_at TIMESTAMP WITH TIME ZONE NOT NULL,
     seen_until TIMESTAMP WITH TIME ZONE NOT NULL,
+    queues TEXT,
+    place VARCHAR(255),
     CONSTRAINT pk_sequence_workers PRIMARY KEY (id)
 );

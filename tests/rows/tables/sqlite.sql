@@ -60,5 +60,7 @@ CREATE TABLE sequence_workers (
     pid INTEGER NOT NULL,
     started_at DATETIME NOT NULL,
     seen_until DATETIME NOT NULL,
+    queues TEXT,
+    place VARCHAR(255),
     CONSTRAINT pk_sequence_workers PRIMARY KEY (id)
 );
