@@ -61,7 +61,7 @@ class Line:
         """
         sent = 0
         try:
-            if self._delays_badly:
+            if any(nudge.countdown for nudge in nudges) and self._delays_badly:
                 nudges = [nudge for nudge in nudges if not nudge.countdown]
             size = BATCH if len(nudges) > 1 and self._sends_batches else 1
             for first in range(0, len(nudges), size):
