@@ -52,8 +52,6 @@ class Line:
     def send(self, nudges: t.Sequence[Nudge], until: float) -> int:
         """Send nudges until they are sent, or the time is up.
 
-        One with a countdown is left to the sweep where queues keep no short delays.
-
         :param nudges: What to send.
         :param until: When to stop, by the monotonic clock.
         :return: How many were sent.
@@ -61,8 +59,6 @@ class Line:
         """
         sent = 0
         try:
-            if any(nudge.countdown for nudge in nudges) and self._delays_badly:
-                nudges = [nudge for nudge in nudges if not nudge.countdown]
             size = BATCH if len(nudges) > 1 and self._sends_batches else 1
             for first in range(0, len(nudges), size):
                 if time.monotonic() > until:
@@ -103,13 +99,6 @@ class Line:
         bound.declare()
         # Not passive: to Redis an empty queue is one that is not there.
         return int(bound.queue_declare().message_count)
-
-    @property
-    def _delays_badly(self) -> bool:
-        # Of quorum queues Celery has RabbitMQ keep delays, in whole seconds and for topics only.
-        driver, queues = self._open().connection.transport.driver_type, self._celery.amqp.queues
-        arguments = (queue.queue_arguments or {} for queue in queues.values())
-        return driver == "amqp" and any(a.get("x-queue-type") == "quorum" for a in arguments)
 
     @property
     def _sends_batches(self) -> bool:
