@@ -326,7 +326,7 @@ class TestOwnModels:
         make_app(sqlite_url, database=database)
         if configured:  # as by a first query, before a module with more models is imported
             _message(database, "string")
-            orm.configure_mappers()
+            t.cast(t.Any, database.Model).registry.configure(cascade=True)
         for name in ("StepRun", "SequenceRun"):
             columns: dict[str, t.Any] = {
                 "__tablename__": f"my_{name}",

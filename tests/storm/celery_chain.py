@@ -34,7 +34,7 @@ def make_celery(place: Place) -> Celery:
 
     :param place: The storm.
     """
-    app = Celery("storm")
+    app = Celery("storm", set_as_current=False)  # the other contender has its own
     app.conf.update(place.celery or {}, task_ignore_result=True)
     if place.options.acks_late:
         app.conf.update(
