@@ -48,6 +48,8 @@ class Nudge:
     """Seconds until the message is to be handed out."""
     redirect: int = 0
     """The sign that it replaces one which had come by another way; 0: it does not."""
+    more: bool = False
+    """Whether more runs are due than nudges were sent: a worker that takes it looks for them."""
     mark: str | None = None
     """By which the run is told from one of another database with the same id, as ``mark_of`` makes
     it; None: it is not known."""
@@ -93,6 +95,8 @@ class WorkerProcess:
     """A byte that they share: set once the worker is asked to stop."""
     foreign_flag: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
     """A byte that they share: set once one of them has told of a nudge that is not theirs."""
+    more_due: bool = False
+    """In the main process: whether a nudge has said that more runs are due."""
     kept: KeptConnection | None = None
     """The connection that a process which performs one step at a time keeps through a burst."""
 

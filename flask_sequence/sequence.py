@@ -1,4 +1,4 @@
-"""BaseSequence: what the user inherits from; thin methods over ``control``."""
+"""BaseSequence: what the user inherits from; thin methods over ``starting``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typing as t
 from .definition.callables import ELSEWHERE, NotHere
 from .definition.options import unknown_option
 from .definition.registry import FunctionStep, SequenceDefinition, Step, define_sequence
-from .engine import control
-from .engine.control import StartOptions
+from .engine import starting
+from .engine.starting import StartOptions
 from .errors import EmptySequenceError, InvalidOptionError
 from .rows.models import SequenceRun
 
@@ -68,7 +68,7 @@ class PreparedSequence:
         .. versionadded:: 0.1
         """
         _refuse_unnamed(self.definition.name, unnamed)
-        return control.start(self.definition, data, self.options)
+        return starting.start(self.definition, data, self.options)
 
     def start_many(self, many: t.Iterable[t.Mapping[str, t.Any]], /) -> list[int]:
         """Start many runs at once; see :meth:`BaseSequence.start_many`.
@@ -81,7 +81,7 @@ class PreparedSequence:
 
         .. versionadded:: 0.1
         """
-        return control.start_many(self.definition, many, self.options)
+        return starting.start_many(self.definition, many, self.options)
 
 
 class BaseSequence:
@@ -151,7 +151,7 @@ class BaseSequence:
         definition = cls._defined()
         _refuse_unnamed(definition.name, unnamed)
         _refuse_options(definition.name, data)
-        return control.start(definition, data, StartOptions())
+        return starting.start(definition, data, StartOptions())
 
     @classmethod
     def start_many(cls, many: t.Iterable[t.Mapping[str, t.Any]], /) -> list[int]:
@@ -165,7 +165,7 @@ class BaseSequence:
 
         .. versionadded:: 0.1
         """
-        return control.start_many(cls._defined(), many, StartOptions())
+        return starting.start_many(cls._defined(), many, StartOptions())
 
     @classmethod
     def set(

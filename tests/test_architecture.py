@@ -37,11 +37,12 @@ ROOMS = {
     "rows": "driver_errors columns liveness dialects own_connections locks models readonly"
     " endings listeners claims reads prepared statements inserts moves upkeep migration",
     "broker": "bounded folders transport garbage embedded share line problems publisher",
-    "engine": "own_errors processes contexts connections consumers waiting transaction fence doors"
-    " commits in_hand control attempt forks patience claiming body failing runner retention",
-    "worker": "children forking repeats task post duties.duty duties.batches duties.lease"
-    " duties.recovery duties.publishing duties.unknown duties.queues duties.purge"
-    " duties.shutdown duties keeper introduction signals",
+    "engine": "known_steps own_errors processes contexts connections consumers waiting transaction"
+    " starting fence doors commits in_hand control attempt forks patience claiming body failing"
+    " runner retention",
+    "worker": "children forking task repeats post duties.duty duties.batches duties.lease"
+    " duties.recovery duties.publishing duties.unknown duties.queues duties.code"
+    " duties.purge duties.shutdown duties keeper introduction signals",
     "testing": "draining",
     "cli": "text group migration worker runs",
 }

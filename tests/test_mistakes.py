@@ -26,7 +26,7 @@ from flask_sequence import (
     Step,
     step,
 )
-from flask_sequence.engine.control import unknown_step
+from flask_sequence.engine.known_steps import unknown_step
 from flask_sequence.errors import ConfigError
 from flask_sequence.runtime import runtime_of
 from tests.support.application import db

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "guide" / "troubleshooting.md").read_text()
-OURS = PAGE.partition("## By message")[2].partition("### Celery's own")[0]
+OURS = PAGE.partition("## By message")[2].partition("### Of Celery")[0]
 TEXTS = [
     node.value
     for path in (ROOT / "flask_sequence").rglob("*.py")

@@ -23,6 +23,8 @@ if t.TYPE_CHECKING:
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
+MORE = "flask_sequence_more"
+"""The header of a message by which a nudge says that more runs are due."""
 BATCH = 100
 """How many messages travel together at most, where the transport can do that."""
 _CONNECTS = {"redis": "socket_connect_timeout"}
@@ -163,6 +165,7 @@ class Line:
             time_limit=nudge.time_limit,
             soft_time_limit=nudge.soft_time_limit,
             shadow=sanitise(nudge.label),
+            headers={MORE: True} if nudge.more else None,
             retries=nudge.redirect,
             add_to_parent=False,
             ignore_result=True,

@@ -12,7 +12,8 @@ import click
 
 from ..definition.data import encode
 from ..definition.registry import get_sequence, sequence_names
-from ..engine import control
+from ..engine import consumers, control
+from ..engine.known_steps import place_of, retries_of
 from ..errors import DataError
 from ..masking import masked, secrets_in, without
 from ..rows.models import SequenceRun
@@ -123,7 +124,7 @@ def list_(status: str | None, sequence: str | None, limit: int) -> None:
         for run in runs
     ]
     print_table(("ID", "SEQUENCE", "STEP", "STATUS", "KEY", "UPDATED", "ERROR"), rows)
-    _warn(control.missing_workers(runs))
+    _warn(consumers.missing_workers(runs))
 
 
 def _nothing(status: str | None, sequence: str | None) -> str:
@@ -139,7 +140,7 @@ def _nothing(status: str | None, sequence: str | None) -> str:
 
 
 def _shown_step(run: t.Any) -> str:
-    place = control.place_of(run.sequence, run.step)
+    place = place_of(run.sequence, run.step)
     if run.status is Status.FINISHED:
         return f"{place[1]}/{place[1]}" if place else "-"
     return f"{run.step} {place[0]}/{place[1]}" if place else str(run.step)
@@ -152,7 +153,7 @@ def _shown_status(run: t.Any, now: datetime.datetime) -> str:
     rest = (run.due_at - now).total_seconds()
     when = f"in {shown_seconds(rest)}" if rest > 0 else "now"
     if run.retries and run.error:
-        most = control.retries_of(run.sequence, run.step)
+        most = retries_of(run.sequence, run.step)
         return f"waiting (retry {run.retries}{f' of {most}' if most else ''}, next {when})"
     return f"waiting (due {when})" if rest > 0 else "waiting"
 
@@ -184,7 +185,7 @@ def show(run_id: int, traceback: bool) -> None:
     """
     run = control.find_run(run_id)
     data, secrets = _read(run)
-    holder, trouble = control.holder_of(run) if run.status is Status.RUNNING else (None, None)
+    holder, trouble = consumers.holder_of(run) if run.status is Status.RUNNING else (None, None)
     now = datetime.datetime.now(datetime.UTC)
     _print_fields(run, secrets, now)
     click.echo("\ndata")
@@ -200,7 +201,7 @@ def show(run_id: int, traceback: bool) -> None:
     if run.status is Status.FAILED:
         shown = "" if traceback else f"flask sequence show {run_id} --traceback, or "
         click.echo(f"\nnext: {shown}flask sequence retry {run_id}")
-    _warn([trouble] if trouble else control.missing_workers([run]))
+    _warn([trouble] if trouble else consumers.missing_workers([run]))
 
 
 _HEADER = ("STEP", "ATTEMPT", "STATUS", "STARTED", "TOOK", "WORKER", "ERROR")
@@ -252,7 +253,7 @@ def _took(began: datetime.datetime | None, ended: datetime.datetime) -> str:
 
 
 def _print_fields(run: SequenceRun, secrets: t.Collection[str], now: datetime.datetime) -> None:
-    place = control.place_of(run.sequence, run.step)
+    place = place_of(run.sequence, run.step)
     most = current_runtime().settings.max_crashes
     shown: dict[str, str | None] = {
         "id": str(run.id),
@@ -292,7 +293,7 @@ def retry(run_id: int) -> None:
     run.retry()
     _commit()
     click.echo(f"Run {run_id} will run again from {escape(run.step)}.")
-    _warn(control.missing_workers([run]))
+    _warn(consumers.missing_workers([run]))
 
 
 @sequence_cli.command()

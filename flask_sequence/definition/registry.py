@@ -163,6 +163,13 @@ def sequence_names() -> list[str]:
     return sorted(_registry)
 
 
+def step_modules() -> set[str]:
+    """Give the names of the modules in which known sequences and their steps are written."""
+    definitions = list(_registry.values())
+    classes = {step.cls for definition in definitions for step in definition.steps}
+    return {cls.__module__ for cls in classes | {definition.cls for definition in definitions}}
+
+
 def _define_step(where: str, item: object) -> StepDefinition:
     if isinstance(item, FunctionStep):
         cls: type[Step[t.Any]] = item.step_class

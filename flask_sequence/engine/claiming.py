@@ -22,7 +22,7 @@ from ..runtime import Runtime, mark_of
 from ..status import Status
 from .attempt import FRESH_TRIES, LEFT_ALONE, Attempt, Outcome
 from .connections import own_statements, own_transaction
-from .control import unknown_step
+from .known_steps import unknown_step
 from .patience import make_move, pause, until_answered
 from .processes import here
 

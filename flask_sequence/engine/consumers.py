@@ -5,7 +5,12 @@ from __future__ import annotations
 import shlex
 import typing as t
 
+from ..rows import reads
+from ..rows.models import SequenceRun
 from ..rows.reads import Holder, Living
+from ..runtime import current_runtime
+from ..status import Status
+from .connections import connection_of
 from .processes import here, is_alive
 
 START = "flask sequence worker"
@@ -47,3 +52,28 @@ def lost(held: Holder | None, pid: int | None, *, sweep: float | None) -> str | 
         f"Its worker is gone: another one of this host takes the run over within {pause:g} s, or"
         f" one elsewhere in {wait:.0f} s, once its lease (SEQUENCE_LEASE_SECONDS) is over."
     )
+
+
+def missing_workers(rows: t.Iterable[t.Any]) -> list[str]:
+    """Say which workers are missing for runs that wait, and how to start them.
+
+    :param rows: The runs, with their ``status`` and ``queue``.
+    """
+    runtime = current_runtime()
+    queues = sorted({row.queue for row in rows if row.status is Status.WAITING})
+    if not queues or runtime.is_eager:
+        return []
+    workers = reads.living_workers(connection_of(runtime.db.session()))
+    told = (no_consumer(workers, queue, runtime.default_queue) for queue in queues)
+    return [text for text in told if text is not None]
+
+
+def holder_of(run: SequenceRun) -> tuple[str, str | None]:
+    """Say which process performs a run, and whether that seems to be gone, and what follows then.
+
+    :param run: A run that is performed.
+    """
+    runtime = current_runtime()
+    held = reads.holder(connection_of(runtime.db.session()), run.worker_id)
+    label = f"{held.host if held else '?'}:{run.pid}"
+    return label, lost(held, run.pid, sweep=runtime.settings.sweep_seconds)

@@ -20,6 +20,9 @@ from .connections import connection_of
 from .contexts import identity_of
 from .waiting import LockWaits
 
+MOST_NUDGES = 100
+"""How many nudges one commit publishes at most; the keepers of workers send the rest."""
+
 
 @dataclasses.dataclass
 class _Written:
@@ -60,6 +63,11 @@ def publish_after_commit(session: Session, nudge: Nudge, *, publish: bool = True
     connection = connection_of(session)
     entry = _Written(nudge, current_runtime(), connection, _innermost(session), publish)
     _note(session, entry)
+
+
+def room_to_publish(session: Session) -> int:
+    """Count the nudges that the commit of a session may still publish."""
+    return max(MOST_NUDGES - sum(entry.publish for entry in _written(session)), 0)
 
 
 def uncommitted(session: Session) -> list[str]:
@@ -145,8 +153,11 @@ def _after_begin(
 @sa.event.listens_for(Session, "before_flush")
 def _before_flush(session: Session, context: t.Any, instances: t.Any) -> None:
     refuse_writes(session, context, instances)
-    if any(isinstance(row, SequenceRun) for row in session.new):
+    started = [row for row in session.new if isinstance(row, SequenceRun)]
+    if started:
         connection_of(session)  # which refuses one that commits by itself
+        for run in started[room_to_publish(session) :]:
+            run.published_at = t.cast(t.Any, sa.null())  # so that a keeper finds it at once
 
 
 sa.event.listen(Session, "after_transaction_create", note_begin)

@@ -43,14 +43,13 @@ class LockWaits:
 
     :param session: The session of the caller's transaction.
     :param error: What is raised when the time is up.
-    :param seconds: For how long it waits in all.
     """
 
-    def __init__(self, session: t.Any, error: BusyError, seconds: float) -> None:
+    def __init__(self, session: t.Any, error: BusyError) -> None:
         self.connection: sa.Connection = connection_of(session)
         self._session = session
         self._error = error
-        self._until = time.monotonic() + seconds
+        self._until = time.monotonic() + LOCK_SECONDS
         self._asks_again = is_mysql(self.connection)
         self._bound: t.Callable[[float], None] | None = None
 

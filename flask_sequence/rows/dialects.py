@@ -133,7 +133,8 @@ def _readable(element: _Readable, compiler: t.Any, **kw: t.Any) -> str:
 def _readable_postgresql(element: _Readable, compiler: t.Any, **kw: t.Any) -> str:
     column = compiler.process(element.clauses, **kw)
     first, last = "timestamptz '0001-01-03 00:00Z'", "timestamptz '9999-12-29 00:00Z'"
-    return f"CASE WHEN {column} < {first} THEN {first} ELSE LEAST({column}, {last}) END"
+    bounds = f"WHEN {column} < {first} THEN {first} WHEN {column} > {last} THEN {last}"
+    return f"CASE {bounds} ELSE {column} END"  # not LEAST(), which makes a time of no time
 
 
 @compiles(_Readable, "mysql")

@@ -16,21 +16,24 @@ def insert_many(
     *,
     same: t.Mapping[str, t.Any],
     due_at: t.Any,
+    is_published: bool,
 ) -> list[int]:
     """(nothing) -> waiting, for many runs.
 
     :param rows: Of each, ``uid`` and ``data``, encoded.
     :param same: The other columns that have no default; of all.
     :param due_at: When they are due; None: at once.
+    :param is_published: Whether the caller publishes them.
     :return: Their ids, in the order of ``rows``.
     """
     due_at = clock() if due_at is None else due_at
+    published_at = clock() if is_published else sa.null()
     if connection.dialect.name == "postgresql":
-        statement = _insert_unnested({**_DEFAULTS, **same}, due_at)
+        statement = _insert_unnested({**_DEFAULTS, **same}, due_at, published_at)
         columns = {name: [str(row[name]) for row in rows] for name in ("uid", "data")}
         # As their sequence counts up in the order of the rows, so do they.
         return sorted(connection.execute(statement, columns).scalars())
-    statement = sa.insert(runs).values(due_at=due_at)
+    statement = sa.insert(runs).values(due_at=due_at, published_at=published_at)
     values = [{**same, **row} for row in rows]
     if connection.dialect.insert_executemany_returning:
         statement = statement.returning(runs.c.id, sort_by_parameter_order=True)
@@ -46,7 +49,9 @@ _DEFAULTS: dict[str, t.Any] = {
 }
 
 
-def _insert_unnested(same: t.Mapping[str, t.Any], due_at: t.Any) -> sa.Insert:
+def _insert_unnested(
+    same: t.Mapping[str, t.Any], due_at: t.Any, published_at: sa.ColumnElement[t.Any]
+) -> sa.Insert:
     # Two arrays: with a parameter for each value, the driver takes longer than the server.
     texts = sa.ARRAY(sa.Text)
     arrays = sa.func.unnest(sa.bindparam("uid", type_=texts), sa.bindparam("data", type_=texts))
@@ -54,7 +59,8 @@ def _insert_unnested(same: t.Mapping[str, t.Any], due_at: t.Any) -> sa.Insert:
     values = {
         **{name: sa.cast(row.c[name], runs.c[name].type) for name in ("uid", "data")},
         "due_at": due_at,
-        **{name: clock() for name in ("published_at", "created_at", "updated_at")},
+        "published_at": sa.cast(published_at, runs.c.published_at.type),
+        **{name: clock() for name in ("created_at", "updated_at")},
         **{name: sa.literal(value, runs.c[name].type) for name, value in same.items()},
     }
     chosen = sa.select(*values.values()).select_from(row).order_by(row.c.number)

@@ -104,20 +104,38 @@ _DUE_COLUMNS: tuple[sa.ColumnElement[t.Any], ...] = (
 
 
 def due(
-    connection: sa.Connection, *, queues: t.Collection[str], quiet: float, limit: int
+    connection: sa.Connection,
+    *,
+    queues: t.Collection[str],
+    quiet: float,
+    among: int,
+    limit: int,
 ) -> list[Due]:
-    """Give the runs that are due, held by nobody and not published lately, the oldest first.
+    """Give the runs that are due, held by nobody and not published lately.
+
+    Those come first that were never published, then those whose nudge was sent the longest ago.
 
     :param queues: Their queues.
     :param quiet: Seconds since they were published last.
+    :param among: Among how many of the oldest to choose, of each queue.
     :param limit: The most to give.
     """
     found: list[Due] = []
     for queue in queues:
-        statement = sa.select(*_DUE_COLUMNS).where(_is_unpublished(quiet), IS_KNOWN_FORMAT)
-        for row in connection.execute(_oldest(statement, queue, limit)):
+        oldest = _oldest(sa.select(runs.c.id), queue, among).subquery()
+        chosen = sa.select(*_DUE_COLUMNS).join(oldest, oldest.c.id == runs.c.id)
+        chosen = chosen.where(_is_unpublished(quiet), IS_KNOWN_FORMAT)
+        chosen = chosen.order_by(*_SENT_LONGEST_AGO).limit(limit)
+        for row in connection.execute(chosen):
             found.append(Due(**{**row._mapping, "options": readable_options(row.options)}))
-    return sorted(found, key=lambda row: row.due_at)[:limit]
+    return sorted(found, key=_sent_longest_ago)[:limit]
+
+
+_SENT_LONGEST_AGO = (runs.c.published_at.is_not(None), runs.c.published_at, runs.c.due_at)
+
+
+def _sent_longest_ago(row: Due) -> tuple[bool, datetime.datetime, datetime.datetime]:
+    return row.published_at is not None, row.published_at or row.due_at, row.due_at
 
 
 def lock_due(connection: sa.Connection, run_ids: t.Collection[int], *, quiet: float) -> list[int]:

@@ -119,7 +119,8 @@ class Keeper(threading.Thread):
         return self._assigned[duty].work()
 
     def _do_if_due(self, assigned: _Assignment, now: float, trouble: _Trouble) -> None:
-        if assigned.due_at <= now and not self._stopped.is_set():
+        is_due = assigned.due_at <= now or assigned.duty.is_called(self.post)
+        if is_due and not self._stopped.is_set():
             assigned.due_at = now + self._try(assigned, trouble)
 
     def _try(self, assigned: _Assignment, trouble: _Trouble) -> float:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import typing as t
 import weakref
 
+from celery import Celery
 from celery.worker import request, state
+
+from ..broker.line import MORE
+from .task import runtime_for
 
 
 class _NudgeRequest(request.Request):
@@ -21,15 +25,22 @@ class _NudgeRequest(request.Request):
             return True
         first = _in_hand.setdefault(self._key, self)
         if first is self:
-            return False
+            return self._begin()
         if first not in state.reserved_requests:
             _in_hand[self._key] = self
-            return False
+            return self._begin()
         state.task_ready(self)
         state.requests[first.id] = first  # where both have one id: for Celery's control commands
         self.acknowledge()
         self._already_revoked = True
         return True
+
+    def _begin(self) -> bool:
+        if self.request_dict.get(MORE):
+            runtime = runtime_for(t.cast("Celery", self.app))
+            if runtime is not None and runtime.worker is not None:
+                runtime.worker.more_due = True
+        return False
 
     @property
     def _key(self) -> t.Hashable:

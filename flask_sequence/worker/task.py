@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import logging
 import threading
 import typing as t
@@ -16,8 +17,8 @@ from ..broker.embedded import foreign_celeries, is_made, make_celery
 from ..broker.publisher import publisher_of
 from ..engine import runner
 from ..engine.contexts import without_session
-from ..engine.control import MOST_NUDGES
 from ..engine.retention import delete_if_ended
+from ..engine.transaction import MOST_NUDGES
 from ..errors import SetupError
 from ..failures import sanitise
 from ..rows.models import FORMAT
@@ -197,14 +198,18 @@ def publish(runtime: Runtime, nudges: t.Sequence[Nudge]) -> None:
     """Send nudges within the time that a commit may take; whatever is not sent the sweep brings.
 
     :param runtime: The application's runtime.
-    :param nudges: What to send; at most 100 are. In eager mode all are performed at once.
+    :param nudges: What to send; at most 100 are, and the last one tells that there are more. In
+        eager mode all are performed at once.
     """
     if not nudges:
         return
     if runtime.is_eager:
         _perform_eagerly(runtime, nudges)
     elif runtime.publishes:
-        publisher_of(runtime).publish(nudges[:MOST_NUDGES])
+        sent = list(nudges[:MOST_NUDGES])
+        if len(nudges) > MOST_NUDGES:
+            sent[-1] = dataclasses.replace(sent[-1], more=True)
+        publisher_of(runtime).publish(sent)
 
 
 _eager = threading.local()

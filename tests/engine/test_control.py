@@ -19,7 +19,7 @@ from flask_sequence import (
     Status,
     Step,
 )
-from flask_sequence.engine import control
+from flask_sequence.engine import control, starting
 from flask_sequence.rows.dialects import later
 from flask_sequence.rows.models import runs
 from flask_sequence.runtime import Nudge
@@ -388,7 +388,7 @@ class TestLists:
 def test_much_data_is_inserted_by_several_statements(
     make_app: MakeApp, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "BATCH_CHARACTERS", 250)
+    monkeypatch.setattr(starting, "BATCH_CHARACTERS", 250)
     app = make_app(postgresql_url)
     with app.app_context(), recorded(app) as statements:
         run_ids = TwoSteps.start_many([{"text": "x" * 100} for _ in range(5)])

@@ -28,7 +28,7 @@ from flask_sequence import (
     step,
 )
 from flask_sequence.definition.data import WARN_BYTES
-from flask_sequence.engine import control
+from flask_sequence.engine import waiting
 from flask_sequence.runtime import Nudge
 from flask_sequence.testing import drain
 from tests.support.application import Effect, db
@@ -379,8 +379,23 @@ class TestStartMany:
         assert [data[run_id] for run_id in run_ids] == [{"n": n} for n in range(250)]
         assert len(data) == 250
         assert len(set(db.session.scalars(sa.select(SequenceRun.uid)))) == 250
-        assert [nudge.run_id for nudge in published] == run_ids[:100]
+        assert [nudge.run_id for nudge in published] == run_ids[:101]  # the last says: more
         assert {nudge.version for nudge in published} == {0}
+        unsent = sa.select(SequenceRun.id).where(SequenceRun.published_at.is_(None))
+        assert sorted(db.session.scalars(unsent)) == run_ids[100:]
+
+    def test_counts_what_else_the_commit_publishes(
+        self, app: Flask, published: list[Nudge]
+    ) -> None:
+        runs = [TwoSteps.start() for _ in range(60)]
+        db.session.flush()
+        many = TwoSteps.start_many([{}] * 30)
+        runs += [TwoSteps.start() for _ in range(60)]
+        db.session.commit()
+        ids = [run.id for run in runs]
+        assert [nudge.run_id for nudge in published] == ids[:60] + many + ids[60:]
+        unsent = sa.select(SequenceRun.id).where(SequenceRun.published_at.is_(None))
+        assert sorted(db.session.scalars(unsent)) == ids[70:]
 
     def test_five_thousand(self, app: Flask, published: list[Nudge]) -> None:
         sent: list[str] = []
@@ -390,7 +405,7 @@ class TestStartMany:
         assert len(set(run_ids)) == 5_000
         # SQLite, which has no way to a server, takes them one by one.
         assert len(sent) < 50 or db.engine.dialect.name == "sqlite"
-        assert len(published) == 100
+        assert len(published) == 101
         last = db.session.get(SequenceRun, run_ids[-1])
         assert last is not None
         assert last.data["n"] == 4_999
@@ -527,7 +542,7 @@ class TestKey:
     def test_that_an_open_transaction_holds(
         self, make_app: MakeApp, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(control, "LOCK_SECONDS", 1)
+        monkeypatch.setattr(waiting, "LOCK_SECONDS", 1)
         options = {"connect_args": {"timeout": 1}} if "sqlite" in database_url else {}
         app = make_app(database_url, SQLALCHEMY_ENGINE_OPTIONS=options)
         with app.app_context():

@@ -14,7 +14,7 @@ from flask import Flask
 from sqlalchemy.pool import NullPool
 
 from flask_sequence import BusyError, KeyBusyError, SequenceRun, Status
-from flask_sequence.engine import control
+from flask_sequence.engine import control, waiting
 from flask_sequence.engine.waiting import LockWaits, busy
 from flask_sequence.rows.models import runs
 from flask_sequence.testing import drain
@@ -50,7 +50,7 @@ class Scene:
 @pytest.fixture(params=["postgresql", "mariadb"])
 def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[Scene]:
     """A failed run with a key; inside an app context."""
-    monkeypatch.setattr(control, "LOCK_SECONDS", BOUND)
+    monkeypatch.setattr(waiting, "LOCK_SECONDS", BOUND)
     stepping: Stepping = request.getfixturevalue(f"{request.param}_stepping")
     with stepping.app.app_context():
         run = TwoSteps.set(key="k").start()
@@ -147,8 +147,11 @@ def test_a_look_at_a_locked_table_ends_in_time(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("scene", ["postgresql"], indirect=True)
-def test_what_has_passed_is_taken_off_the_bound(scene: Scene) -> None:
-    waits = LockWaits(db.session(), busy("Something"), seconds=30.0)
+def test_what_has_passed_is_taken_off_the_bound(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "LOCK_SECONDS", 30.0)
+    waits = LockWaits(db.session(), busy("Something"))
     bounds: list[str] = []
 
     def look() -> None:
@@ -190,7 +193,7 @@ def test_a_look_waits_for_a_connection_of_the_pool_in_time(
 def test_on_sqlite_a_writer_is_waited_for_in_time(
     make_app: t.Callable[..., Flask], sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "LOCK_SECONDS", BOUND)
+    monkeypatch.setattr(waiting, "LOCK_SECONDS", BOUND)
     app = make_app(sqlite_url, SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"timeout": 60}})
     with app.app_context():
         record_published(app)

@@ -31,7 +31,7 @@ class TestLockRows:
         stranger, run_id = Stranger(stepping), stepping.start(do)
         stepping.set(run_id, published_at=None)
         with stranger.referring(run_id), stepping.connect() as connection:
-            due = reads.due(connection, queues=["celery"], quiet=0, limit=5)
+            due = reads.due(connection, queues=["celery"], quiet=0, among=5, limit=5)
             assert [row.id for row in due] == [run_id]
             assert reads.lock(connection, [run_id]) == [run_id]
 

@@ -176,10 +176,10 @@ def test_many_runs_at_once(stepping: Stepping) -> None:
     same |= {"queue": "q", "version": 0, "options": {"queue": "q"}}
     rows = [{"uid": uuid.uuid4(), "data": f'{{"number": {n}}}'} for n in range(5)]
     with stepping.connect() as connection:
-        insert = functools.partial(insert_many, connection, same=same)
+        insert = functools.partial(insert_many, connection, same=same, is_published=True)
         ids = insert(rows[:3], due_at=None)
         ids += insert(rows[3:], same={**same, "sequence": "T"}, due_at=None)
-        ids += insert(rows[:1], due_at=later(60))
+        ids += insert(rows[:1], due_at=later(60), is_published=False)
         if stepping.dialect != "postgresql":
             connection.dialect.insert_executemany_returning = False  # as on MySQL
         assert insert(rows[:2], due_at=None) == [ids[-1] + 1, ids[-1] + 2]
@@ -191,6 +191,8 @@ def test_many_runs_at_once(stepping: Stepping) -> None:
         *[False] * 5,
         True,
     ]
+
+    assert [row.published_at is None for row in found] == [*[False] * 5, True]
 
     def listed(**filters: t.Any) -> list[int]:
         filters = {"status": None, "sequence": None, "limit": 9, **filters}

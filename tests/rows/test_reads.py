@@ -14,7 +14,7 @@ from flask_sequence import Status
 from flask_sequence.rows import reads
 from flask_sequence.rows.dialects import later
 from flask_sequence.rows.models import runs
-from tests.support.stepping import Stepping
+from tests.support.stepping import Stepping, make_step
 
 CLASSES = ("Import", "Order", "Mail")
 
@@ -71,7 +71,9 @@ def test_the_indexes_serve(request: pytest.FixtureRequest, kind: str) -> None:
             "ANALYZE sequence_runs" if kind == "postgresql" else "ANALYZE TABLE sequence_runs"
         ).close()
     looks: dict[str, t.Callable[[sa.Connection], t.Any]] = {
-        "ix_sequence_runs_due": lambda c: reads.due(c, queues=["celery"], quiet=5, limit=100),
+        "ix_sequence_runs_due": lambda c: reads.due(
+            c, queues=["celery"], quiet=5, among=100, limit=100
+        ),
         "ix_sequence_runs_running": lambda c: reads.held_by(c, "w"),
         "uq_sequence_runs_key": lambda c: reads.find_active(c, "Import", "k4503"),
         "ix_sequence_runs_sequence": lambda c: reads.list_runs(
@@ -86,8 +88,31 @@ def test_the_indexes_serve(request: pytest.FixtureRequest, kind: str) -> None:
         assert "ix_sequence_runs_" in orphans, orphans
         ended = plans(connection, lambda c: reads.ended_before(c, 60, after=None, limit=500))
         assert "ix_sequence_runs_finished" in ended, ended
-        rows = reads.due(connection, queues=["celery"], quiet=0, limit=5)
+        rows = reads.due(connection, queues=["celery"], quiet=0, among=5, limit=5)
         assert len(rows) == 5
+
+
+def test_what_was_never_published_comes_first_then_what_was_the_longest_ago(
+    stepping: Stepping,
+) -> None:
+    step = make_step(lambda step: None)
+    ages = [30, None, 10, 60, None, 1]
+    ids = [stepping.start(step) for _ in ages]
+    for place, (run_id, age) in enumerate(zip(ids, ages, strict=True)):
+        published_at = None if age is None else later(-age)
+        stepping.set(run_id, due_at=later(place - 100), published_at=published_at)
+
+    def found(**bounds: int) -> list[int]:
+        with stepping.connect() as connection:
+            rows = reads.due(connection, queues=["celery"], quiet=5, **bounds)
+        assert [row.published_at is None for row in rows] == [
+            ages[ids.index(row.id)] is None for row in rows
+        ]
+        return [ids.index(row.id) for row in rows]
+
+    assert found(among=6, limit=6) == [1, 4, 3, 0, 2]
+    assert found(among=6, limit=3) == [1, 4, 3]
+    assert found(among=3, limit=3) == [1, 0, 2]
 
 
 @pytest.mark.parametrize(

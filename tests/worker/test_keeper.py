@@ -96,6 +96,18 @@ def test_the_lease_is_urgent() -> None:
     assert [duty for duty in DUTIES if duty.is_urgent] == [RENEW_LEASE]
 
 
+def test_a_duty_may_be_called_before_its_time(keep: t.Callable[..., Keeper]) -> None:
+    done: list[int] = []
+    calls = iter([False, True, False])
+    duty = made("work", lambda: done.append(1), interval=3600.0, is_called=lambda post: next(calls))
+    keeper = keep(duty)
+    counts = []
+    for _ in range(4):  # the first time it is due
+        keeper.round()
+        counts.append(len(done))
+    assert counts == [1, 1, 2, 2]
+
+
 def test_a_duty_may_want_to_go_on_soon(keep: t.Callable[..., Keeper]) -> None:
     wanted = iter([0.0, 0.0, None])
     done: list[int] = []
@@ -306,6 +318,7 @@ def test_the_table_of_duties() -> None:
         ("unblock what is known again", 5.0, 1.0, 5000),
         ("look after queues that nobody consumes", 5.0, 1.0, 1000),
         ("remove the rows of dead workers", 60.0, 1.0, 500),
+        ("notice code that has changed", 5.0, 1.0, 0),
         ("purge what ended long ago", 5.0, 1.0, 5000),
     ]
     without_sweep = dataclasses.replace(settings, sweep_seconds=None)
@@ -315,7 +328,7 @@ def test_the_table_of_duties() -> None:
         "take back what nobody works on",
         "let processes end in a shutdown",
     ]
-    assert [duty.retry for duty in DUTIES] == [0.5] + [None] * 11
+    assert [duty.retry for duty in DUTIES] == [0.5] + [None] * 12
 
 
 def test_a_listener_that_fails_as_the_connection_goes_does_not_end_it(

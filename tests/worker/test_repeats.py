@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime
 import json
 import typing as t
+from types import SimpleNamespace
 
 import pytest
 from celery.worker import state
 from flask import Flask
 from kombu import Message
 
-from flask_sequence.runtime import TASK
+from flask_sequence.broker.line import MORE
+from flask_sequence.runtime import TASK, runtime_of
 from flask_sequence.worker.repeats import _NudgeRequest
 from flask_sequence.worker.task import find_celery
 
@@ -23,15 +25,19 @@ class Receiver:
 
     def __init__(self, app: Flask) -> None:
         self._celery = find_celery(app)
+        self.worker = t.cast("t.Any", SimpleNamespace(more_due=False))
+        runtime_of(app).worker = self.worker
         self.acknowledged: list[str] = []
 
-    def receive(self, version: int = 1, *, id: str = "n", **header: t.Any) -> _NudgeRequest:
+    def receive(
+        self, version: int = 1, *, id: str = "n", more: bool = False, **header: t.Any
+    ) -> _NudgeRequest:
         nudge = {"format": 1, "id": 1, "version": version}
         sent = self._celery.amqp.as_task_v2(id, TASK, kwargs=nudge, **header)
         request = _NudgeRequest(
             Message(
                 body=json.dumps(sent.body),
-                headers=sent.headers,
+                headers={**sent.headers, **({MORE: True} if more else {})},
                 content_type="application/json",
                 content_encoding="utf-8",
             ),
@@ -85,3 +91,13 @@ def test_one_that_was_revoked_stays_revoked(receiver: Receiver) -> None:
 
 def test_the_task_receives_by_it(receiver: Receiver) -> None:
     assert receiver._celery.tasks[TASK].Request == f"{_NudgeRequest.__module__}:_NudgeRequest"
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_a_nudge_tells_the_keeper_of_more_when_it_is_performed(
+    receiver: Receiver, more: bool
+) -> None:
+    request = receiver.receive(more=more)
+    assert not receiver.worker.more_due
+    assert not request.revoked()
+    assert receiver.worker.more_due is more

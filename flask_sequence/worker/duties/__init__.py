@@ -7,9 +7,10 @@ it into the table.
 from __future__ import annotations
 
 from ...config import Settings
+from .code import NoticeChangedCode
 from .duty import Duty
 from .lease import RemoveGoneWorkers, RenewLease
-from .publishing import PublishDue
+from .publishing import PublishDue, is_called
 from .purge import Purge
 from .queues import FollowQueues
 from .recovery import FreeNeighbours, FreeOrphans, FreeOwn, TakeBack
@@ -81,6 +82,7 @@ PUBLISH_DUE = Duty(
     name="publish what is due",
     begin=PublishDue,
     interval=_sweeping,
+    is_called=is_called,
     seconds=2.0,
     rows=1000,
 )
@@ -119,6 +121,13 @@ REMOVE_GONE_WORKERS = Duty(
     seconds=1.0,
     rows=500,
 )
+NOTICE_CHANGED_CODE = Duty(
+    name="notice code that has changed",
+    begin=NoticeChangedCode,
+    interval=_sweeping,
+    seconds=1.0,
+    rows=0,
+)
 PURGE = Duty(
     name="purge what ended long ago",
     begin=Purge,
@@ -139,6 +148,7 @@ DUTIES: tuple[Duty, ...] = (
     UNBLOCK_KNOWN,
     FOLLOW_QUEUES,
     REMOVE_GONE_WORKERS,
+    NOTICE_CHANGED_CODE,
     PURGE,
 )
 """Every duty, and their order."""

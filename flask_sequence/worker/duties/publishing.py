@@ -7,7 +7,7 @@ import time
 import typing as t
 
 from ...broker.share import Share
-from ...engine.control import options_of
+from ...engine.known_steps import options_of
 from ...failures import one_line
 from ...rows import moves, reads
 from ..post import Post
@@ -29,8 +29,17 @@ RESERVED = 10
 PUBLISHED_AT_ONCE = 200
 
 
+def is_called(post: Post) -> bool:
+    """Tell whether a nudge has come that says of more runs that they are due.
+
+    :param post: The keeper's.
+    """
+    worker = post.runtime.worker
+    return worker is not None and worker.more_due
+
+
 class PublishDue:
-    """Publishes what is due, once each interval of the sweep.
+    """Publishes what is due, once each interval of the sweep, and when it is called.
 
     While it is hungry, that is while more runs are due than nudges may wait in the broker, it
     looks more often, and fills up again what is half empty.
@@ -44,7 +53,10 @@ class PublishDue:
 
     def __call__(self) -> float | None:
         """Publish what there is room for."""
-        now, interval = time.monotonic(), self._post.runtime.settings.sweep_seconds or 0.0
+        runtime = self._post.runtime
+        if runtime.worker is not None:
+            runtime.worker.more_due = False
+        now, interval = time.monotonic(), runtime.settings.sweep_seconds or 0.0
         is_sweep = now >= self._sweep_at
         if is_sweep:
             self._sweep_at = now + interval
@@ -53,7 +65,9 @@ class PublishDue:
             return HUNGRY_SECONDS  # there may be room long before the next sweep
         room = self._room(depth, most)
         # Half an interval: what one pass published and nobody got, the next one sends again.
-        found = self._find(room, quiet=interval / 2, is_crowded=depth >= most) if room > 0 else []
+        found: list[reads.Due] = []
+        if room > 0:
+            found = self._find(room, ahead=most, quiet=interval / 2, is_alone=depth == 0)
         self._publish(found, quiet=interval / 2)
         is_full = bool(found) and len(found) == room
         return HUNGRY_SECONDS if depth >= most or is_full else None
@@ -69,16 +83,22 @@ class PublishDue:
             waiting = reads.count_due(connection, queues=list(self._post.queues), limit=most)
         return min(room, waiting - ahead, self._post.rows)
 
-    def _find(self, room: int, *, quiet: float, is_crowded: bool) -> list[reads.Due]:
-        """Choose the oldest runs that are due and known here."""
+    def _find(self, room: int, *, ahead: int, quiet: float, is_alone: bool) -> list[reads.Due]:
+        """Choose among the oldest runs that are due and known here.
+
+        :param room: The most to choose.
+        :param ahead: Of how many of the oldest the nudges may have been sent already.
+        :param quiet: Seconds since the nudge of one was sent last.
+        :param is_alone: Whether nothing waits in the broker, so that what was sent is lost.
+        """
         for limit in (room, max(room, reads.OLDEST)):  # of the first ones all may be unknown
             with self._post.connect() as connection:
-                queues = list(self._post.queues)
-                rows = reads.due(connection, queues=queues, quiet=quiet, limit=limit)
+                queues, among = list(self._post.queues), ahead + limit
+                rows = reads.due(connection, queues=queues, quiet=quiet, among=among, limit=limit)
             found = [row for row in rows if options_of(row.sequence, row.step) is not None]
-            if is_crowded:
+            if not is_alone:
                 found = [row for row in found if _is_long_silent(row)]
-            if len(found) >= room or len(rows) < limit:
+            if len(found) >= room:
                 break
         return found[:room]
 
@@ -103,7 +123,7 @@ class PublishDue:
 def _is_long_silent(row: reads.Due) -> bool:
     """Tell whether nothing was sent for half the time that a run has been due.
 
-    Its nudge stands in a long queue, as a rule, or was lost. So it is sent again, and each time
+    Its nudge stands in a queue, as a rule, or was lost. So it is sent again, and each time
     after twice as long.
     """
     if row.published_at is None:

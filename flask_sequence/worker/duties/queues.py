@@ -7,7 +7,7 @@ import logging
 import typing as t
 
 from ...engine.consumers import no_consumer
-from ...engine.control import options_of
+from ...engine.known_steps import options_of
 from ...rows import moves, reads
 from ..post import Post
 from .batches import Batches

@@ -9,7 +9,7 @@ import time
 import typing as t
 
 from ...definition.retry import crash_delay
-from ...engine.control import options_of
+from ...engine.known_steps import options_of
 from ...engine.processes import here, is_alive
 from ...failures import one_line
 from ...rows import moves, reads

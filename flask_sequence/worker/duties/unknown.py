@@ -9,7 +9,7 @@ import time
 import typing as t
 
 from ...definition.registry import find_sequence
-from ...engine.control import options_of, unknown_step
+from ...engine.known_steps import options_of, unknown_step
 from ...rows import moves, reads
 from ...rows.reads import At
 from ..post import Post

@@ -95,6 +95,32 @@ def test_the_oldest_come_first_as_long_as_there_is_room(stepping: Stepping) -> N
     assert [nudge.run_id for nudge in keeping.do(PUBLISH_DUE)] == ids[2::-1]
 
 
+def test_what_was_never_published_comes_before_what_waits_in_the_broker(
+    stepping: Stepping,
+) -> None:
+    ids = [stepping.start(end) for _ in range(8)]
+    for run_id in ids[:5]:
+        stepping.set(run_id, due_at=later(-100), published_at=later(-4))
+    for run_id in ids[5:]:
+        stepping.set(run_id, due_at=later(-50), published_at=None)
+    keeping = Keeping(stepping.runtime)
+    keeping.publisher.waiting = 5
+    assert [nudge.run_id for nudge in keeping.do(PUBLISH_DUE)] == ids[5:]
+
+
+def test_a_nudge_that_says_of_more_calls_for_the_duty(sqlite_stepping: Stepping) -> None:
+    runtime = sqlite_stepping.runtime
+    keeping = Keeping(runtime)
+    post = keeping.keeper.post
+    assert not PUBLISH_DUE.is_called(post)
+    runtime.worker = worker = t.cast("t.Any", SimpleNamespace(id="w", more_due=False))
+    assert not PUBLISH_DUE.is_called(post)
+    worker.more_due = True
+    assert PUBLISH_DUE.is_called(post)
+    keeping.do(PUBLISH_DUE)
+    assert not PUBLISH_DUE.is_called(post)
+
+
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
 def test_sweepers_share(request: pytest.FixtureRequest, kind: str) -> None:
     """What one has taken, the other one neither waits for nor sends again."""
