@@ -37,7 +37,7 @@ class Receiver:
         request = _NudgeRequest(
             Message(
                 body=json.dumps(sent.body),
-                headers={**sent.headers, **({MORE: True} if more else {})},
+                headers=sent.headers | t.cast("t.Any", {MORE: True} if more else {}),
                 content_type="application/json",
                 content_encoding="utf-8",
             ),
