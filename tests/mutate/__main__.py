@@ -168,6 +168,7 @@ class Tree:
         asked.write_text("\n".join(tests))
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
         with tempfile.TemporaryDirectory(prefix="mutate-", ignore_cleanup_errors=True) as folder:
+            os.chmod(folder, 0o755)  # for servers of the tests, which run as other users
             process = subprocess.Popen(
                 [*command, "--basetemp", f"{folder}/tests", f"@{asked}"],
                 cwd=self.root,
