@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing as t
 
-from flask_sequence import SequenceRun, Status, StepStatus
+from flask_sequence import SequenceRun, Status, StepProgress, StepState, StepStatus
 
 from .models import reference_of
 from .sequences import ContactForm
@@ -90,22 +90,23 @@ def visitor_progress(run: SequenceRun | None) -> dict[str, t.Any]:
     if run is None:
         return {"over": True, "lead": DELETED, "steps": []}
     state = state_of(run)
-    done = steps_done(run)
     return {
         "over": run.status.final,
         "lead": WORDS[state].lead.format(email=run.data["email"]),
         "subject": run.data["subject"],
         "reference": reference_of(run.key or str(run.uid)),
-        "steps": [
-            {"label": LABELS[name], **_step(at - done, state)}
-            for at, name in enumerate(ContactForm.step_names)
-        ],
+        "steps": [_shown(step, state) for step in run.progress.steps],
     }
 
 
-def _step(distance: int, state: str) -> dict[str, str]:
-    if distance < 0:
-        return {"state": "finished", "text": WORDS["finished"].step}
-    if distance == 0:
-        return {"state": state, "text": WORDS[state].step}
-    return {"state": "next", "text": "Not done" if state == "cancelled" else "Waiting"}
+def _shown(step: StepProgress, state: str) -> dict[str, str]:
+    label = LABELS.get(step.name, "Work on it")  # a deploy has renamed it, or taken it away
+    match step.state:
+        case StepState.FINISHED:
+            return {"label": label, "state": "finished", "text": WORDS["finished"].step}
+        case StepState.TO_COME:
+            return {"label": label, "state": "next", "text": "Waiting"}
+        case StepState.SKIPPED:
+            return {"label": label, "state": "next", "text": "Not done"}
+        case _:
+            return {"label": label, "state": state, "text": WORDS[state].step}
