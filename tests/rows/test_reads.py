@@ -115,6 +115,15 @@ def test_what_was_never_published_comes_first_then_what_was_the_longest_ago(
     assert found(among=3, limit=3) == [1, 0, 2]
 
 
+def test_as_many_queues_are_looked_at_as_are_asked_for(stepping: Stepping) -> None:
+    step = make_step(lambda step: None)
+    for number, queue in enumerate(("c", "a", "b", "b")):
+        stepping.set(stepping.start(step), queue=queue, due_at=later(-10 - number))
+    with stepping.connect() as connection:
+        found = [reads.due_queues(connection, seconds=5, limit=limit) for limit in range(5)]
+    assert found == [[], ["a"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c"]]
+
+
 @pytest.mark.parametrize(
     "read", [lambda c, **bounds: reads.held_by(c, "w", **bounds), reads.orphans]
 )
