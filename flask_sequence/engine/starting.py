@@ -191,17 +191,7 @@ def start_many(
     runtime = current_runtime()
     if options.key is not None:
         raise InvalidOptionError("start_many() takes no key: it names one run. Use start().")
-    if isinstance(many, (t.Mapping, str)):
-        raise InvalidOptionError(
-            f"start_many() takes a list with a dict for each run; for one run write"
-            f" {definition.name}.start(**data)."
-        )
-    limit, place = runtime.settings.max_data_bytes, definition.name
-    texts = [
-        encode(data, max_bytes=limit, place=place, root=f"many[{number}]")
-        for number, data in enumerate(many)
-    ]
-    rows = [{"uid": uuid.uuid4(), "data": text} for text in texts]
+    rows = _new_rows(runtime, definition, many)
     if not rows:
         return []
     session = runtime.db.session()
@@ -228,6 +218,22 @@ def start_many(
         nudge = runtime.nudge(started, definition.first.options, countdown=delay)
         publish_after_commit(session, nudge, publish=runtime.rides(delay))
     return run_ids
+
+
+def _new_rows(
+    runtime: Runtime, definition: SequenceDefinition, many: t.Iterable[t.Mapping[str, t.Any]]
+) -> list[dict[str, t.Any]]:
+    if isinstance(many, (t.Mapping, str)):
+        raise InvalidOptionError(
+            f"start_many() takes a list with a dict for each run; for one run write"
+            f" {definition.name}.start(**data)."
+        )
+    limit, place = runtime.settings.max_data_bytes, definition.name
+    texts = [
+        encode(data, max_bytes=limit, place=place, root=f"many[{number}]")
+        for number, data in enumerate(many)
+    ]
+    return [{"uid": uuid.uuid4(), "data": text} for text in texts]
 
 
 def _batches(rows: t.Iterable[dict[str, t.Any]]) -> t.Iterator[list[dict[str, t.Any]]]:
