@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import mmap
+import multiprocessing
 import os
 import socket
 import typing as t
@@ -95,6 +96,8 @@ class WorkerProcess:
     """A byte that they share: set once the worker is asked to stop."""
     foreign_flag: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 1))
     """A byte that they share: set once one of them has told of a nudge that is not theirs."""
+    foreign_lock: t.Any = field(default_factory=multiprocessing.Lock)
+    """A lock that they share: who tells of such a nudge takes it, for good."""
     more_due: bool = False
     """In the main process: whether a nudge has said that more runs are due."""
     kept: KeptConnection | None = None

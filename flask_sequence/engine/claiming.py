@@ -139,6 +139,8 @@ def _tell_foreign(
     if not _is_foreign(runtime, connection, row, run_id, message):
         return
     worker.foreign_flag[0] = 1
+    if not worker.foreign_lock.acquire(block=False):
+        return
     logger.warning(
         "A nudge has come for run %s at %s, which is not in this database: does another"
         " application, or another installation of this one, use the same queue of %s? They take"
