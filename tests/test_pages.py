@@ -11,9 +11,14 @@ import typing as t
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from flask import Flask
 from sybil import Sybil
 from sybil.parsers.myst import SkipParser
 
+from flask_sequence import Status
+from flask_sequence.testing import drain
+from tests.support.application import db
 from tests.support.pages import (
     DOCS,
     PAGES,
@@ -25,12 +30,14 @@ from tests.support.pages import (
     run,
     run_script,
 )
+from tests.support.starts import TwoSteps
 from tests.support.waiting import wait_until
 
 SKIPPED = 0
 """How many blocks of code are not executed, each for the reason that stands above it."""
 
 TESTING = next(page for page in PAGES if "# conftest.py" in page.read_text())
+OPERATIONS = DOCS / "guide" / "operations.md"
 WITH_CODE = [page for page in PAGES if blocks(page, "python") or blocks(page, "console")]
 
 
@@ -182,6 +189,22 @@ def test_the_fixture_for_tests_leaves_nothing_behind(application: Path) -> None:
     if folder.exists():
         folder.rename(folder.with_name("of_other_tests"))
     assert "2 passed" in run(application, "-m", "pytest", "-q", "-W", "error", twice.name)
+
+
+def test_a_copy_of_a_database_is_put_to_rest_as_the_page_says(sqlite_app: Flask) -> None:
+    (statement,) = re.findall(r"^> ```sql\n(.*?)^> ```", OPERATIONS.read_text(), re.M | re.S)
+    started = [TwoSteps.set(key=status.value).start() for status in Status]
+    db.session.flush()
+    table = sa.table("sequence_runs", sa.column("id"), sa.column("status"))
+    for each, status in zip(started, Status, strict=True):
+        db.session.execute(
+            sa.update(table).where(table.c.id == each.id).values(status=status.value)
+        )
+    db.session.execute(sa.text(statement.replace("> ", "")))
+    db.session.commit()
+    assert {each.status for each in started} == {Status.FINISHED, Status.CANCELLED}
+    assert drain(sqlite_app, ignore_due=True) == 0
+    assert TwoSteps.set(key="failed").start() not in started
 
 
 def test_a_newcomer_and_the_ci_run_the_same_tests() -> None:

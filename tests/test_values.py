@@ -24,6 +24,7 @@ SHIPPED: dict[str, dict[str, t.Any]] = {
         "SIGN_SECONDS": 60.0,
         "DEAD_SECONDS": 300.0,
     },
+    "definition.data": {"WARN_BYTES": 262144, "MAX_LEVELS": 30},
     "engine.attempt": {"FRESH_TRIES": 5},
     "engine.claiming": {"STAND_IN_SECONDS": 600.0},
     "engine.connections": {"KEPT_SECONDS": 1.0},

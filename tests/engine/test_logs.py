@@ -6,9 +6,11 @@ import logging
 import typing as t
 
 import pytest
+import sqlalchemy as sa
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from flask_sequence import SetupError, Status
+from flask_sequence.rows.models import step_runs
 from tests.support.stepping import Stepping, make_step, note
 
 
@@ -73,6 +75,11 @@ def test_a_final_failure_has_its_exception_and_no_secret(
     assert "ValueError: the token *** is refused\n" in written
     assert "in fails" in written
     assert "hush" not in written
+    with sqlite_stepping.connect() as connection:
+        (kept,) = connection.execute(sa.select(step_runs.c.error, step_runs.c.traceback))
+    assert row.error == kept.error == "ValueError: the token *** is refused"
+    assert "the token *** is refused" in kept.traceback
+    assert "hush" not in kept.traceback
 
 
 def test_a_step_that_ends_its_run_tells_where(

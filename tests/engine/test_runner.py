@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask, appcontext_pushed, g
 from flask.globals import app_ctx
+from sqlalchemy.orm import Session
 
 from flask_sequence import Status, StepStatus
 from flask_sequence.engine import attempt
@@ -305,6 +306,21 @@ def test_data_that_cannot_be_kept_fail_the_run(sqlite_stepping: Stepping, data: 
     assert (row.status, dict(row.data), row.retries) == (Status.FAILED, {"kept": 1}, 0)
     assert row.error.startswith(("DataError: data", "DataTooLargeError: data"))
     assert sqlite_stepping.notes() == []
+
+
+def test_a_step_that_touches_no_session_fires_no_event_of_one(sqlite_stepping: Stepping) -> None:
+    def quiet(step: t.Any) -> None:
+        step.data["n"] = 1
+
+    def note_commit(session: Session) -> None:
+        fired.append("commit")
+
+    for body, expected in ((quiet, []), (b, ["commit"])):
+        run_id, fired = sqlite_stepping.start(body), list[str]()
+        sa.event.listen(Session, "before_commit", note_commit)
+        sqlite_stepping.advance(run_id)
+        sa.event.remove(Session, "before_commit", note_commit)
+        assert (fired, sqlite_stepping.row(run_id).status) == (expected, Status.FINISHED)
 
 
 def test_what_filled_the_memory_is_let_go(sqlite_stepping: Stepping) -> None:

@@ -40,7 +40,7 @@ from tests.support.starts import (
     committed_runs,
     record_published,
 )
-from tests.support.stepping import make_sequence
+from tests.support.stepping import make_sequence, make_step
 
 MakeApp = t.Callable[..., Flask]
 UTC = datetime.UTC
@@ -330,6 +330,15 @@ class TestSet:
         db.session.commit()
         assert run.queue == "mail"
         assert [(nudge.queue, nudge.priority) for nudge in published] == [("mail", 7)]
+
+    def test_queue_and_priority_of_a_step_come_first(self, sqlite_app: Flask) -> None:
+        published = record_published(sqlite_app)
+        own = make_step(lambda step: None, "own", queue="mail", priority=3)
+        plain = make_step(lambda step: None, "plain")
+        for first in (own, plain):
+            make_sequence(first).set(queue="bulk", priority=7).start()
+        db.session.commit()
+        assert [(nudge.queue, nudge.priority) for nudge in published] == [("mail", 3), ("bulk", 7)]
 
     @pytest.mark.parametrize("zone", [UTC, datetime.timezone(datetime.timedelta(hours=-7.5))])
     def test_eta(self, published: list[Nudge], zone: datetime.tzinfo) -> None:

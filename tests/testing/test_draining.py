@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import typing as t
 
 import pytest
@@ -135,6 +136,9 @@ class TestDrain:
         with pytest.raises(AssertionError, match=r"7 attempts and run \d+ is still due"):
             drain(sqlite_app, max_steps=7)
         assert db.session.scalar(sa.select(sa.func.count(SequenceRun.id))) == 8
+
+    def test_gives_up_after_a_thousand_by_default(self) -> None:
+        assert inspect.signature(drain).parameters["max_steps"].default == 1000
 
     def test_exactly_max_steps_are_enough(self, sqlite_app: Flask) -> None:
         TwoSteps.start()

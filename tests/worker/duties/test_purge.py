@@ -43,11 +43,12 @@ def test_what_ended_long_ago_is_deleted_in_batches(
     stepping = Stepping(make_app(database_url, SEQUENCE_RETENTION=1000))
     monkeypatch.setattr(purge, "PURGED_AT_ONCE", 2)
     old = [ended(stepping, 1001), ended(stepping, 3000, Status.CANCELLED), ended(stepping, 1002)]
-    young = [ended(stepping, 900), ended(stepping, 5000, Status.FAILED), stepping.start(end)]
+    stuck = [ended(stepping, 5000, status) for status in (Status.FAILED, Status.BLOCKED)]
+    young = [*stuck, ended(stepping, 900), stepping.start(end)]
     narrow = dataclasses.replace(PURGE, rows=2)
     keeping = Keeping(stepping.runtime, duties=[narrow])
     assert keeping.perform(narrow) == purge.AGAIN_SECONDS  # There is more.
-    assert len(kept(stepping)) == 4
+    assert len(kept(stepping)) == 5
     assert keeping.perform(narrow) is None
     assert (kept(stepping), len(old)) == (young, 3)
 
