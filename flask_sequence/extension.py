@@ -28,12 +28,12 @@ logger: logging.Logger = logging.getLogger("flask_sequence")
 class Sequence:
     """Runs sequences on the Celery workers and the database of a Flask application.
 
-    :param app: The application, if it exists already; else call :meth:`init_app`.
-    :param db: The application's Flask-SQLAlchemy; by default the one that it was given to.
+    :param app: The application, if it exists already; otherwise call :meth:`init_app` later.
+    :param db: The application's Flask-SQLAlchemy; by default the one registered with it.
     :param celery: The application's Celery; by default ``app.extensions["celery"]``, looked up
-        when it is first needed. Where there is none, one is made from ``app.config["CELERY"]``,
-        or on a broker in the instance folder that needs no server; unless the process has a Celery
-        application that somebody else made, which is to be passed then.
+        when it is first needed. If there is none, one is made from ``app.config["CELERY"]``, or
+        with a broker in the instance folder that needs no server. None is made if the process has
+        a Celery application that was made elsewhere: pass that one here.
     :raises SetupError: See :meth:`init_app`.
     :raises ConfigError: See :meth:`init_app`.
 
@@ -60,15 +60,15 @@ class Sequence:
     def init_app(
         self, app: Flask, db: SQLAlchemy | None = None, celery: Celery | None = None
     ) -> None:
-        """Register the models, the command and the listeners with an application.
+        """Register the models, the commands and the listeners with an application.
 
-        :param app: The application, configured, and known to Flask-SQLAlchemy already.
+        :param app: The application, configured, and already registered with Flask-SQLAlchemy.
         :param db: See the class.
         :param celery: See the class.
-        :raises SetupError: If Flask-SQLAlchemy was not initialised first, this extension was
-            already, the engine commits by itself, its driver is not supported, or ``app`` is no
+        :raises SetupError: If Flask-SQLAlchemy is not initialised yet, this extension already is,
+            the engine commits by itself, its driver is not supported, or ``app`` is not a Flask
             application.
-        :raises ConfigError: If a ``SEQUENCE_*`` setting is misspelt or cannot be used.
+        :raises ConfigError: If a ``SEQUENCE_*`` setting is misspelled or invalid.
 
         .. versionadded:: 0.1
         """
@@ -110,13 +110,13 @@ class Sequence:
 def celery_app(app: Flask) -> Celery:
     """Return the Celery application that runs the sequences of a Flask application.
 
-    So a module for ``celery -A`` holds ``celery = celery_app(flask_app)``.
+    For ``celery -A``, put ``celery = celery_app(flask_app)`` into a module.
 
-    :param app: The application, known to :class:`Sequence`.
-    :return: The one that was given, or the one in ``app.extensions["celery"]``, or one that is made
-        now; from then on it is in ``app.extensions["celery"]``.
+    :param app: The application, registered with :class:`Sequence`.
+    :return: The one that the extension was given, or the one in ``app.extensions["celery"]``, or a
+        new one; from then on it is in ``app.extensions["celery"]``.
     :raises SetupError: If the process has a Celery application that the extension was not given, or
-        the extension has not been initialised with ``app``.
+        the extension is not initialised for ``app``.
 
     .. versionadded:: 0.1
     """

@@ -24,11 +24,11 @@ _to_warn: weakref.WeakSet[Celery] = weakref.WeakSet()
 
 
 def embedded_config(folder: pathlib.Path) -> dict[str, t.Any]:
-    """Give the Celery settings for a broker that needs no server.
+    """Return the Celery settings for a broker that needs no server.
 
     Publishers and workers must run on one machine, as one user, with the same folder.
 
-    :param folder: Where the messages are kept; created with mode 0700 when first used.
+    :param folder: Where the messages are kept; created with mode 0700 on first use.
     :return: A mapping for ``app.config["CELERY"]`` or ``celery.config_from_object``.
 
     .. versionadded:: 0.1

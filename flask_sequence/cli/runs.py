@@ -45,7 +45,7 @@ def start(
 ) -> None:
     """Start a run of the sequence NAME, and print its id.
 
-    KEY=VALUE gives a text, KEY:=JSON a number, a list or any other JSON value.
+    KEY=VALUE passes a string, KEY:=JSON a number, a list or any other JSON value.
 
     \b
     Examples:
@@ -98,7 +98,7 @@ def _json(where: str, text: str) -> t.Any:
     help="Show at most N runs.",
 )
 def list_(status: str | None, sequence: str | None, limit: int) -> None:
-    """List runs, the newest first. The exit code is 1 where there is none.
+    """List runs, newest first. The exit code is 1 if there are none.
 
     \b
     Examples:
@@ -175,8 +175,8 @@ def _warn(lines: t.Iterable[str]) -> None:
 def show(run_id: int, traceback: bool) -> None:
     """Show a run: where it is, its data, each attempt at its steps, and the steps to come.
 
-    Values whose key looks like a password, token, key of an API, cookie, card or another secret are
-    masked, also where they stand in an error or a traceback.
+    Values whose key looks like a password, token, API key, cookie, card or another secret are
+    masked, in errors and tracebacks too.
 
     \b
     Examples:
@@ -283,7 +283,7 @@ def _print_fields(run: SequenceRun, secrets: t.Collection[str], now: datetime.da
 @sequence_cli.command()
 @click.argument("run_id", metavar="ID", type=_RUN_ID)
 def retry(run_id: int) -> None:
-    """Resume a failed run at its failed step, or try one at once that waits for its next try.
+    """Resume a failed run at its failed step, or make a run's next retry due at once.
 
     \b
     Examples:
@@ -299,7 +299,7 @@ def retry(run_id: int) -> None:
 @sequence_cli.command()
 @click.argument("run_id", metavar="ID", type=_RUN_ID)
 def cancel(run_id: int) -> None:
-    """Cancel a run that has not ended. A step that is being performed is not committed.
+    """Cancel a run that has not ended. A step that is running is not committed.
 
     \b
     Examples:
