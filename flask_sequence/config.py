@@ -86,10 +86,10 @@ def _check_keys(config: t.Iterable[str]) -> None:
             near = longer or difflib.get_close_matches(name, settings, n=1, cutoff=_NEAR)
             if near:
                 meant = " or ".join(settings[known] for known in near)
-                raise ConfigError(key, f"is no setting; did you mean {meant}?")
+                raise ConfigError(key, f"is not a setting; did you mean {meant}?")
             logger.warning(
-                "%s is no setting of flask-sequence and does nothing; the nearest one is %s. Give"
-                " keys of your own another prefix.",
+                "%s is not a setting of flask-sequence and has no effect; the nearest one is %s."
+                " Use another prefix for keys of your own.",
                 key,
                 settings[max(settings, key=functools.partial(_likeness, name))],
             )

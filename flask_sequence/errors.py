@@ -273,6 +273,6 @@ class ClaimLost(Interrupt):
 
     def __init__(self) -> None:
         super().__init__(
-            "this attempt no longer has its run, which was cancelled or taken over, or whose step"
+            "this attempt no longer holds its run, which was cancelled or taken over, or whose step"
             " has ended; nothing was committed"
         )

@@ -74,8 +74,8 @@ class Sequence:
         """
         if not isinstance(app, Flask):
             raise SetupError(
-                f"Sequence takes the Flask application first, and was given a {type(app).__name__}:"
-                " Sequence(app, db=db), or Sequence() and sequence.init_app(app) later."
+                f"Sequence takes the Flask application first, but was given a {type(app).__name__}:"
+                " write Sequence(app, db=db), or Sequence() and sequence.init_app(app) later."
             )
         if "sequence" in app.extensions:
             raise SetupError(
@@ -128,9 +128,9 @@ def _refuse_autocommit(app: Flask) -> None:
     places = (options, options.get("execution_options", {}))
     if any(place.get("isolation_level") == "AUTOCOMMIT" for place in places):
         raise SetupError(
-            "The engine commits each statement by itself (isolation_level AUTOCOMMIT), so that a"
-            " step and its effects cannot be one commit: remove it from SQLALCHEMY_ENGINE_OPTIONS,"
-            " or keep it to a bind of its own."
+            "The engine commits each statement by itself (isolation_level AUTOCOMMIT), so a step"
+            " and its effects cannot be one commit: remove it from SQLALCHEMY_ENGINE_OPTIONS, or"
+            " use it on a separate bind only."
         )
 
 
@@ -150,7 +150,7 @@ def _warn_of_forgotten_commits(app: Flask, db: SQLAlchemy) -> None:
             return
         if db.session.registry.has() and (names := uncommitted(db.session())):
             logger.warning(
-                "Started and not committed: %s. Unless a teardown function commits them yet, they"
+                "Started and not committed: %s. Unless a teardown function still commits them, they"
                 " will not run: call db.session.commit() after start().",
                 ", ".join(names),
             )

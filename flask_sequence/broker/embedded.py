@@ -165,8 +165,8 @@ def warn_embedded(app: Flask) -> None:
     _to_warn.discard(celery)
     logger.warning(
         "flask-sequence publishes through files in %s, for a single machine and user. For"
-        ' production name a broker: app.config["CELERY"] = {"broker_url": "redis://..."}, or set'
+        ' production, set a broker: app.config["CELERY"] = {"broker_url": "redis://..."}, or'
         " CELERY_BROKER_URL; or pass your Celery app to Sequence(celery=...). To keep the files"
-        ' knowingly: app.config["CELERY"] = flask_sequence.broker.embedded_config(folder).',
+        ' deliberately: app.config["CELERY"] = flask_sequence.broker.embedded_config(folder).',
         pathlib.Path(app.instance_path) / "sequence_broker",
     )

@@ -67,7 +67,7 @@ def _data(items: tuple[str, ...], data: str | None) -> dict[str, t.Any]:
     for item in items:
         found = _ITEM.fullmatch(item)
         if found is None:
-            raise click.UsageError(f"{escape(item)!r}: write key=text or key:=JSON.")
+            raise click.UsageError(f"{escape(item)!r}: write key=value or key:=JSON.")
         key, value = found["key"], found["value"]
         if key in given:
             raise click.UsageError(f"{escape(key)!r} is given twice.")
@@ -80,7 +80,7 @@ def _json(where: str, text: str) -> t.Any:
         return json.loads(text)
     except ValueError as error:
         raise click.UsageError(
-            f"{escape(where)}: this is no JSON ({error}); a text stands in double quotes."
+            f"{escape(where)}: this is not valid JSON ({error}); strings need double quotes."
         ) from None
 
 
@@ -133,7 +133,8 @@ def _nothing(status: str | None, sequence: str | None) -> str:
         near = difflib.get_close_matches(sequence, names, n=1)
         cure = f"did you mean {near[0]}?" if near else f"known are {', '.join(names) or 'none'}."
         return (
-            f"There is no run of a sequence {escape(repr(sequence))}, nor is it known here: {cure}"
+            f"There is no run of a sequence {escape(repr(sequence))}, and no such sequence is known"
+            f" here: {cure}"
         )
     words = [status or "", "run", f"of {sequence}" if sequence else ""]
     return f"There is no {' '.join(word for word in words if word)}."

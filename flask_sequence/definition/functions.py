@@ -124,13 +124,13 @@ def _function_name(function: object, name: str | None) -> str:
         )
     if not callable(function):
         raise InvalidStepError(
-            f"@step was given {reprlib.repr(function)}, which is no function; options have names,"
-            ' as in @step(queue="mail").'
+            f"@step was given {reprlib.repr(function)}, which is not a function; options have"
+            ' names, as in @step(queue="mail").'
         )
     own = getattr(function, "__name__", "<lambda>")
     if name is None and own == "<lambda>":
         raise InvalidStepError(
-            f"{reprlib.repr(function)} has no name that could be stored: write it as a function"
+            f"{reprlib.repr(function)} has no name that can be stored: write it as a function"
             ' with `def`, or give it one, as in step(name="assign")(...).'
         )
     return check_name(f"@step {own}", own if name is None else name)

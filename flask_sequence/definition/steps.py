@@ -51,14 +51,14 @@ RESERVED: t.Mapping[str, str] = {
     "fail": "Give yours another name.",
     "finish": "Give yours another name.",
     "idempotency_key": "Give yours another name.",
-    "retry": "Give yours another name; how often a step is retried is its option max_retries.",
-    "run": "Give yours another name; what the step does stands in perform().",
+    "retry": "Give yours another name; the number of retries is the option max_retries.",
+    "run": "Give yours another name; put the work of the step in perform().",
 }
 """The names that a step class must not set, each with what to do instead."""
 
 
 STEP_CURE = (
-    "A step runs in a sequence: list it in `steps` of one, and start that by start(...);"
+    "A step runs in a sequence: list it in `steps` of one, and call start(...) on it;"
     " {name}.call(data) runs it in place, for a test."
 )
 """What to do instead of starting a step by itself; ``{name}`` is its name."""
@@ -326,7 +326,7 @@ def check_step(cls: type[Step[t.Any]]) -> StepOptions:
             )
     if not takes(cls.__init__, 1):
         raise InvalidStepError(
-            f"__init__() of step {cls.name} wants arguments, and a worker has none: read"
+            f"__init__() of step {cls.name} requires arguments, and a worker passes none: read"
             " self.data in perform(), or give each argument a default."
         )
     written_options = {name: getattr(cls, name) for name in OPTIONS if hasattr(cls, name)}
@@ -334,7 +334,7 @@ def check_step(cls: type[Step[t.Any]]) -> StepOptions:
     if options.soft_time_limit is not None and inspect.iscoroutinefunction(perform):
         # Its event loop runs in a thread, and the exception would be raised beside it.
         raise InvalidOptionError(
-            f"{cls.name}: soft_time_limit does not end what is async: write asyncio.timeout() in"
+            f"{cls.name}: soft_time_limit cannot end an async step: use asyncio.timeout() in"
             " perform(), or time_limit, which kills the process."
         )
     return options

@@ -302,9 +302,9 @@ def join_metadata(db: SQLAlchemy, bind_key: str | None) -> None:
             _resolve_foreign_keys(metadata, table)
         elif known is not table:
             raise SetupError(
-                f"The application has a table {table.name} that is not of flask-sequence, which"
-                " needs this name. Call db.reflect() after sequence.init_app(app); or, if it is a"
-                " table of your own, give it another name."
+                f"The application has a table {table.name} that does not belong to flask-sequence,"
+                " which needs this name. Call db.reflect() after sequence.init_app(app); or, if it"
+                " is a table of yours, give it another name."
             )
     _joined.add(metadata)
     _registries.add(t.cast(t.Any, db.Model).registry)
@@ -345,13 +345,13 @@ def _resolve_in_schema(table: sa.Table, metadata: sa.MetaData) -> None:
 def _choose_bind(db: SQLAlchemy, bind_key: str | None) -> None:
     if bind_key not in db.metadatas:
         raise ConfigError(
-            "SEQUENCE_BIND_KEY", f"is {bind_key!r}, which is no key of SQLALCHEMY_BINDS."
+            "SEQUENCE_BIND_KEY", f"is {bind_key!r}, which is not a key of SQLALCHEMY_BINDS."
         )
     chosen = Base.metadata.info.setdefault("flask_sequence_bind_key", bind_key)
     if chosen != bind_key:
         raise SetupError(
-            f"SEQUENCE_BIND_KEY is {bind_key!r}, and {chosen!r} in another application of this"
-            " process: all that share a process keep their runs under the same key."
+            f"SEQUENCE_BIND_KEY is {bind_key!r}, but {chosen!r} in another application of this"
+            " process: use the same key in all applications that share a process."
         )
     if bind_key is not None:
         Base.metadata.info["bind_key"] = bind_key

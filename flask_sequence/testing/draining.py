@@ -43,8 +43,8 @@ def _drain(runtime: Runtime, ignore_due: bool, max_steps: int) -> int:
             return attempts
         if attempts >= max_steps:
             raise AssertionError(
-                f"drain() made {attempts} attempts and run {row.id} is still due; raise max_steps"
-                " if that is right."
+                f"drain() made {attempts} attempts and run {row.id} is still due; increase"
+                " max_steps if that is expected."
             )
         outcome = runner.advance(runtime, row.id, row.version, ignore_due=ignore_due)
         delete_if_ended(runtime, row.id, outcome.status)
