@@ -1,4 +1,4 @@
-"""Work that happens in order, later and completely, on the Celery and database of a Flask app.
+"""Durable multi-step background jobs for Flask, on your Celery workers and SQL database.
 
 .. code-block:: python
 
@@ -12,7 +12,7 @@
         steps = (CreateMessage, AssignMember, SendReceipt)
 
     ContactForm.start(email="joel@example.com")
-    db.session.commit()      # from here on it runs; after a rollback it never was
+    db.session.commit()      # the run starts after this commit; on rollback there is no run
 """
 
 from .definition.functions import FunctionStep, step

@@ -24,44 +24,45 @@ _LONGEST = 10**9  # About 31 years: any longer and the database's clock arithmet
 class Settings:
     """Every setting of flask-sequence, checked; one value per application.
 
-    Each field is read from the key in ``app.config`` that its description names.
+    Each field is read from the key of ``app.config`` that its description names.
 
     .. versionadded:: 0.1
     """
 
     imports: tuple[str, ...] = ()
-    """``SEQUENCE_IMPORTS``: the modules with sequences that a worker and the CLI import."""
+    """``SEQUENCE_IMPORTS``: the modules with sequences that workers and the CLI import."""
     bind_key: str | None = None
-    """``SEQUENCE_BIND_KEY``: the bind that holds the tables; ``None`` is the default one."""
+    """``SEQUENCE_BIND_KEY``: the bind that holds the tables; ``None`` means the default bind."""
     queue: str | None = None
-    """``SEQUENCE_QUEUE``: the queue of steps that name none; ``None`` is Celery's default."""
+    """``SEQUENCE_QUEUE``: the queue of steps that set none; ``None`` means Celery's default."""
     publish: bool | None = None
-    """``SEQUENCE_PUBLISH``: whether commits send messages or leave runs to the sweep; ``None``:
-    unless ``TESTING`` is set."""
+    """``SEQUENCE_PUBLISH``: whether commits send messages or leave runs to the sweep; with
+    ``None`` they send messages unless ``TESTING`` is set."""
     max_retries: int | None = 25
-    """``SEQUENCE_MAX_RETRIES``: retries of steps that name no number; ``None`` is for ever."""
+    """``SEQUENCE_MAX_RETRIES``: retries of steps that set no number; ``None`` means no limit."""
     max_crashes: int = 5
-    """``SEQUENCE_MAX_CRASHES``: the crash without progress that fails a run."""
+    """``SEQUENCE_MAX_CRASHES``: the number of crashes without progress at which a run fails."""
     lease_seconds: float = 30.0
-    """``SEQUENCE_LEASE_SECONDS``: how long a silent worker counts as alive, in seconds; from 1."""
+    """``SEQUENCE_LEASE_SECONDS``: how long a worker without a heartbeat still counts as alive, in
+    seconds; at least 1."""
     sweep_seconds: float | None = 5.0
-    """``SEQUENCE_SWEEP_SECONDS``: seconds from sweep to sweep; ``None``: none in this worker."""
+    """``SEQUENCE_SWEEP_SECONDS``: seconds between sweeps; ``None``: no sweeps by this worker."""
     burst_seconds: float = 1.0
-    """``SEQUENCE_BURST_SECONDS``: how long a burst may go on, in seconds; 0: one step."""
+    """``SEQUENCE_BURST_SECONDS``: how long a burst may last, in seconds; 0 means one step."""
     retention_seconds: float | None = 7 * 86400.0
-    """``SEQUENCE_RETENTION``: how long finished runs are kept, in seconds (or a timedelta); 0
-    deletes them at once, ``None`` keeps them for ever."""
+    """``SEQUENCE_RETENTION``: how long finished and cancelled runs are kept, in seconds (or a
+    timedelta); 0 deletes them at once, ``None`` keeps them forever."""
     max_data_bytes: int = 4 * 1024 * 1024
-    """``SEQUENCE_MAX_DATA_BYTES``: how large the data of a run may be, in bytes of JSON."""
+    """``SEQUENCE_MAX_DATA_BYTES``: the maximum size of a run's data, in bytes of JSON."""
 
     @classmethod
     def from_config(cls, config: t.Mapping[str, t.Any]) -> Settings:
         """Read and check the settings of an application.
 
-        :param config: ``app.config``. Keys that are missing take their defaults. A ``SEQUENCE_*``
-            key that resembles none of the settings is left to the application, with a warning.
+        :param config: ``app.config``. Missing keys take their defaults. A ``SEQUENCE_*`` key that
+            resembles no setting is left to the application, with a warning.
         :return: The settings.
-        :raises ConfigError: If a value cannot be used, or a key looks like a misspelt setting.
+        :raises ConfigError: If a value is invalid, or a key looks like a misspelled setting.
 
         .. versionadded:: 0.1
         """
@@ -85,10 +86,10 @@ def _check_keys(config: t.Iterable[str]) -> None:
             near = longer or difflib.get_close_matches(name, settings, n=1, cutoff=_NEAR)
             if near:
                 meant = " or ".join(settings[known] for known in near)
-                raise ConfigError(key, f"is no setting; did you mean {meant}?")
+                raise ConfigError(key, f"is not a setting; did you mean {meant}?")
             logger.warning(
-                "%s is no setting of flask-sequence and does nothing; the nearest one is %s. Give"
-                " keys of your own another prefix.",
+                "%s is not a setting of flask-sequence and has no effect; the nearest one is %s."
+                " Use another prefix for keys of your own.",
                 key,
                 settings[max(settings, key=functools.partial(_likeness, name))],
             )

@@ -1,4 +1,4 @@
-"""What can go wrong, one exception per cause, and the interrupts, which are no errors."""
+"""What can go wrong, one exception per cause, and the interrupts, which are not errors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import typing as t
 
 
 class SequenceError(Exception):
-    """The base of every error that flask-sequence raises.
+    """The base class of every error that flask-sequence raises.
 
-    Its text ends with the place in the documentation that tells causes and cure.
+    The message ends with the place in the documentation that explains the causes and the cure.
 
     .. versionadded:: 0.1
     """
@@ -18,17 +18,17 @@ class SequenceError(Exception):
 
 
 class SetupError(SequenceError, RuntimeError):
-    """The extension, the database or Celery is not set up; the text says what to do.
+    """The extension, the database or Celery is not set up; the message says what to do.
 
     .. versionadded:: 0.1
     """
 
 
 class ConfigError(SequenceError, ValueError):
-    """A ``SEQUENCE_*`` setting is misspelt or has a value that cannot be used.
+    """A ``SEQUENCE_*`` setting is misspelled or has an invalid value.
 
     :param key: The key in ``app.config``.
-    :param problem: What is wrong with it, and the cure.
+    :param problem: What is wrong with it, and how to fix it.
 
     .. versionadded:: 0.1
     """
@@ -39,7 +39,7 @@ class ConfigError(SequenceError, ValueError):
 
 
 class DefinitionError(SequenceError, TypeError):
-    """The base of the errors in how a step or a sequence is written.
+    """The base class of errors in the way a step or a sequence is written.
 
     They are raised where the class or function is defined, never in a worker.
 
@@ -48,14 +48,14 @@ class DefinitionError(SequenceError, TypeError):
 
 
 class InvalidStepError(DefinitionError):
-    """Something in ``steps``, or under ``@step``, cannot be used as a step.
+    """An item of ``steps``, or what ``@step`` decorates, cannot be used as a step.
 
     .. versionadded:: 0.1
     """
 
 
 class EmptySequenceError(DefinitionError):
-    """``steps`` of a sequence holds no step.
+    """A sequence has no steps.
 
     .. versionadded:: 0.1
     """
@@ -69,7 +69,7 @@ class DuplicateStepError(DefinitionError):
 
 
 class DuplicateSequenceError(DefinitionError):
-    """Two sequences of different modules have the same name.
+    """Two sequences in different modules have the same name.
 
     .. versionadded:: 0.1
     """
@@ -90,31 +90,31 @@ class ReservedNameError(DefinitionError):
 
 
 class UnknownOptionError(DefinitionError):
-    """An option is misspelt, or is one of Celery's that has no meaning here.
+    """An option is misspelled, or is one of Celery's that has no meaning here.
 
     .. versionadded:: 0.1
     """
 
 
 class InvalidOptionError(DefinitionError, ValueError):
-    """An option has a value of the wrong type or out of its range.
+    """An option has a value of the wrong type or out of range.
 
     .. versionadded:: 0.1
     """
 
 
 class AsyncStepError(DefinitionError):
-    """``perform`` is ``async`` and Flask's ``async`` extra is not installed.
+    """``perform`` is ``async``, but Flask's ``async`` extra is not installed.
 
     .. versionadded:: 0.1
     """
 
 
 class DataError(SequenceError, TypeError):
-    """Data holds something that would not come back from every database as it went in.
+    """Data contains a value that not every database would return as it was stored.
 
-    :param path: Where in the data, for example ``data["order"]["lines"][3]``.
-    :param problem: What is wrong there, and the cure.
+    :param path: Where the value is, for example ``data["order"]["lines"][3]``.
+    :param problem: What is wrong with it, and how to fix it.
 
     .. versionadded:: 0.1
     """
@@ -125,14 +125,14 @@ class DataError(SequenceError, TypeError):
 
 
 class DataTooLargeError(DataError):
-    """Data takes more bytes than ``SEQUENCE_MAX_DATA_BYTES`` allows.
+    """The data takes more bytes than ``SEQUENCE_MAX_DATA_BYTES`` allows.
 
     .. versionadded:: 0.1
     """
 
 
 class UnknownSequenceError(SequenceError, LookupError):
-    """No sequence of that name is known to this process.
+    """No sequence with that name is known to this process.
 
     :param name: The name that was asked for.
     :param known: The names that are known.
@@ -152,7 +152,7 @@ class UnknownSequenceError(SequenceError, LookupError):
 class RunNotFoundError(SequenceError, LookupError):
     """There is no committed run with that id.
 
-    :param run_id: The id that was looked for; None: the run has none yet.
+    :param run_id: The id that was looked for; ``None`` if the run has no id yet.
 
     .. versionadded:: 0.1
     """
@@ -168,10 +168,10 @@ class RunNotFoundError(SequenceError, LookupError):
 
 
 class MoveRefusedError(SequenceError, ValueError):
-    """A run cannot be retried or cancelled from where it stands.
+    """A run cannot be retried or cancelled in its current status.
 
-    :param run_id: The run.
-    :param problem: Why the move is refused, and what can be done instead.
+    :param run_id: The id of the run.
+    :param problem: Why the move is refused, and what to do instead.
 
     .. versionadded:: 0.1
     """
@@ -182,24 +182,24 @@ class MoveRefusedError(SequenceError, ValueError):
 
 
 class ReadOnlyError(SequenceError, AttributeError):
-    """A row of flask-sequence was written through the ORM; the text names the method to call.
+    """A row of flask-sequence was written through the ORM; the message says what to call instead.
 
     .. versionadded:: 0.1
     """
 
 
 class BusyError(SequenceError, TimeoutError):
-    """Another open transaction locks what a call needs, and has not ended in time.
+    """Another open transaction locks what a call needs, and did not end in time.
 
-    The caller's transaction is as it was before the call. Only where MariaDB or MySQL has found a
-    deadlock is it lost, and then all but a rollback raises.
+    The caller's transaction is left as it was before the call, with one exception: if MariaDB or
+    MySQL detected a deadlock, it is lost, and anything but a rollback raises.
 
     .. versionadded:: 0.1
     """
 
 
 class KeyBusyError(BusyError):
-    """Another transaction is starting a run with the same key and has not ended in time.
+    """Another transaction is starting a run with the same key and did not end in time.
 
     :param sequence: The name of the sequence.
     :param key: The key.
@@ -217,9 +217,9 @@ class KeyBusyError(BusyError):
 
 
 class StepInterrupted(SequenceError):  # noqa: N818
-    """A step that was called in place was ended by ``self.retry()``, ``fail()`` or ``finish()``.
+    """A step run by ``Step.call()`` was ended by ``self.retry()``, ``fail()`` or ``finish()``.
 
-    :param interrupt: What the step raised.
+    :param interrupt: The interrupt that the step raised.
 
     .. versionadded:: 0.1
     """
@@ -234,14 +234,14 @@ class TransactionDoomedError(SequenceError):
 
 
 class Interrupt(BaseException):
-    """Ends a step from inside; no error, so that a step's ``except Exception`` lets it through."""
+    """Ends a step from inside; not an error, so ``except Exception`` in a step lets it through."""
 
 
 class RetryInterrupt(Interrupt):
     """``self.retry()``: roll back to the last checkpoint and run the step again later.
 
     :param cause: The exception that is the reason, if there is one.
-    :param countdown: Seconds to wait; ``None`` takes the delay from the step's policy.
+    :param countdown: Seconds to wait; ``None`` uses the delay from the step's options.
     """
 
     def __init__(self, cause: BaseException | None = None, countdown: float | None = None) -> None:
@@ -253,7 +253,7 @@ class RetryInterrupt(Interrupt):
 class FailInterrupt(Interrupt):
     """``self.fail()``: roll back to the last checkpoint and fail the run, without a retry.
 
-    :param reason: One sentence for ``run.error``.
+    :param reason: One sentence, stored in ``run.error``.
     """
 
     def __init__(self, reason: str) -> None:
@@ -273,6 +273,6 @@ class ClaimLost(Interrupt):
 
     def __init__(self) -> None:
         super().__init__(
-            "this attempt no longer has its run, which was cancelled or taken over, or whose step"
+            "this attempt no longer holds its run, which was cancelled or taken over, or whose step"
             " has ended; nothing was committed"
         )

@@ -28,12 +28,12 @@ logger: logging.Logger = logging.getLogger("flask_sequence")
 class Sequence:
     """Runs sequences on the Celery workers and the database of a Flask application.
 
-    :param app: The application, if it exists already; else call :meth:`init_app`.
-    :param db: The application's Flask-SQLAlchemy; by default the one that it was given to.
+    :param app: The application, if it exists already; otherwise call :meth:`init_app` later.
+    :param db: The application's Flask-SQLAlchemy; by default the one registered with it.
     :param celery: The application's Celery; by default ``app.extensions["celery"]``, looked up
-        when it is first needed. Where there is none, one is made from ``app.config["CELERY"]``,
-        or on a broker in the instance folder that needs no server; unless the process has a Celery
-        application that somebody else made, which is to be passed then.
+        when it is first needed. If there is none, one is made from ``app.config["CELERY"]``, or
+        with a broker in the instance folder that needs no server. None is made if the process has
+        a Celery application that was made elsewhere: pass that one here.
     :raises SetupError: See :meth:`init_app`.
     :raises ConfigError: See :meth:`init_app`.
 
@@ -60,22 +60,22 @@ class Sequence:
     def init_app(
         self, app: Flask, db: SQLAlchemy | None = None, celery: Celery | None = None
     ) -> None:
-        """Register the models, the command and the listeners with an application.
+        """Register the models, the commands and the listeners with an application.
 
-        :param app: The application, configured, and known to Flask-SQLAlchemy already.
+        :param app: The application, configured, and already registered with Flask-SQLAlchemy.
         :param db: See the class.
         :param celery: See the class.
-        :raises SetupError: If Flask-SQLAlchemy was not initialised first, this extension was
-            already, the engine commits by itself, its driver is not supported, or ``app`` is no
+        :raises SetupError: If Flask-SQLAlchemy is not initialised yet, this extension already is,
+            the engine commits by itself, its driver is not supported, or ``app`` is not a Flask
             application.
-        :raises ConfigError: If a ``SEQUENCE_*`` setting is misspelt or cannot be used.
+        :raises ConfigError: If a ``SEQUENCE_*`` setting is misspelled or invalid.
 
         .. versionadded:: 0.1
         """
         if not isinstance(app, Flask):
             raise SetupError(
-                f"Sequence takes the Flask application first, and was given a {type(app).__name__}:"
-                " Sequence(app, db=db), or Sequence() and sequence.init_app(app) later."
+                f"Sequence takes the Flask application first, but was given a {type(app).__name__}:"
+                " write Sequence(app, db=db), or Sequence() and sequence.init_app(app) later."
             )
         if "sequence" in app.extensions:
             raise SetupError(
@@ -110,13 +110,13 @@ class Sequence:
 def celery_app(app: Flask) -> Celery:
     """Return the Celery application that runs the sequences of a Flask application.
 
-    So a module for ``celery -A`` holds ``celery = celery_app(flask_app)``.
+    For ``celery -A``, put ``celery = celery_app(flask_app)`` into a module.
 
-    :param app: The application, known to :class:`Sequence`.
-    :return: The one that was given, or the one in ``app.extensions["celery"]``, or one that is made
-        now; from then on it is in ``app.extensions["celery"]``.
+    :param app: The application, registered with :class:`Sequence`.
+    :return: The one that the extension was given, or the one in ``app.extensions["celery"]``, or a
+        new one; from then on it is in ``app.extensions["celery"]``.
     :raises SetupError: If the process has a Celery application that the extension was not given, or
-        the extension has not been initialised with ``app``.
+        the extension is not initialised for ``app``.
 
     .. versionadded:: 0.1
     """
@@ -128,9 +128,9 @@ def _refuse_autocommit(app: Flask) -> None:
     places = (options, options.get("execution_options", {}))
     if any(place.get("isolation_level") == "AUTOCOMMIT" for place in places):
         raise SetupError(
-            "The engine commits each statement by itself (isolation_level AUTOCOMMIT), so that a"
-            " step and its effects cannot be one commit: remove it from SQLALCHEMY_ENGINE_OPTIONS,"
-            " or keep it to a bind of its own."
+            "The engine commits each statement by itself (isolation_level AUTOCOMMIT), so a step"
+            " and its effects cannot be one commit: remove it from SQLALCHEMY_ENGINE_OPTIONS, or"
+            " use it on a separate bind only."
         )
 
 
@@ -150,7 +150,7 @@ def _warn_of_forgotten_commits(app: Flask, db: SQLAlchemy) -> None:
             return
         if db.session.registry.has() and (names := uncommitted(db.session())):
             logger.warning(
-                "Started and not committed: %s. Unless a teardown function commits them yet, they"
+                "Started and not committed: %s. Unless a teardown function still commits them, they"
                 " will not run: call db.session.commit() after start().",
                 ", ".join(names),
             )

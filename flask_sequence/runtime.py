@@ -277,7 +277,7 @@ def runtime_of(app: Flask) -> Runtime:
         return t.cast(Runtime, app.extensions["sequence"])
     except KeyError:
         raise SetupError(
-            f"Flask-Sequence is not initialised for {app.name!r}: call sequence.init_app(app) in"
+            f"flask-sequence is not initialised for {app.name!r}: call sequence.init_app(app) in"
             " the function that creates the application, after db.init_app(app)."
         ) from None
 

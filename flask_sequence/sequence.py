@@ -44,10 +44,10 @@ def _refuse_options(name: str, data: t.Mapping[str, t.Any]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedSequence:
-    """A sequence with the options of its next start; made by :meth:`BaseSequence.set`.
+    """A sequence with the options of its next start, returned by :meth:`BaseSequence.set`.
 
     :param definition: The sequence.
-    :param options: What ``set()`` chose.
+    :param options: The options that ``set()`` was given.
 
     .. versionadded:: 0.1
     """
@@ -56,12 +56,13 @@ class PreparedSequence:
     options: StartOptions
 
     def start(self, /, *unnamed: t.Never, **data: t.Any) -> SequenceRun:
-        """Start a run; see :meth:`BaseSequence.start`. Whatever it is given by name is data.
+        """Start a run; see :meth:`BaseSequence.start`. Every keyword argument is data here.
 
-        :param unnamed: There is none.
-        :param data: What the steps will share.
-        :return: The run; with a key, perhaps the one that is active already.
-        :raises KeyBusyError: If another transaction with the same key does not end.
+        :param unnamed: Not allowed: data is passed by name.
+        :param data: The data that the steps share.
+        :return: The run; with a key, the active run of that key if there is one.
+        :raises KeyBusyError: If another transaction is starting a run with the same key and does
+            not end in time.
         :raises DataError: If the data cannot be stored.
         :raises SetupError: If no application is active, or the extension is not initialised.
 
@@ -74,9 +75,9 @@ class PreparedSequence:
         """Start many runs at once; see :meth:`BaseSequence.start_many`.
 
         :param many: The data of each run.
-        :return: Their ids, in the same order.
-        :raises InvalidOptionError: If a key was chosen: it names one run.
-        :raises DataError: If the data of one cannot be stored; then none is started.
+        :return: The ids of the runs, in the same order.
+        :raises InvalidOptionError: If a key was set, since a key names a single run.
+        :raises DataError: If the data of one run cannot be stored; then none is started.
         :raises SetupError: If no application is active, or the extension is not initialised.
 
         .. versionadded:: 0.1
@@ -85,7 +86,7 @@ class PreparedSequence:
 
 
 class BaseSequence:
-    """An ordered list of steps that share persisted data; inherit from it and list them.
+    """An ordered list of steps that share persistent data; subclass it and list the steps.
 
     .. code-block:: python
 
@@ -95,13 +96,13 @@ class BaseSequence:
         run = ContactForm.start(name="Joel")
         db.session.commit()
 
-    A subclass without ``steps`` is abstract: a place for what others share.
+    A subclass without ``steps`` is abstract: a base class for other sequences.
 
     .. versionadded:: 0.1
     """
 
     name: t.ClassVar[str]
-    """Under which its runs are stored; by default the name of the class."""
+    """The name under which runs are stored; by default the name of the class."""
     steps: t.ClassVar[t.Sequence[type[Step[t.Any]] | FunctionStep[..., t.Any]]]
     """The steps, in order."""
     step_names: t.ClassVar[tuple[str, ...]] = ()
@@ -119,8 +120,8 @@ class BaseSequence:
     def __new__(cls, /, *unnamed: t.Never, **data: t.Any) -> SequenceRun:  # type: ignore[misc]
         """Start a run; shorthand for :meth:`start`.
 
-        :param unnamed: There is none.
-        :param data: What the steps will share, by name.
+        :param unnamed: Not allowed: data is passed by name.
+        :param data: The data that the steps share, by name.
         :return: The run.
         :raises EmptySequenceError: If the class has no steps.
         :raises DataError: If the data cannot be stored.
@@ -132,18 +133,19 @@ class BaseSequence:
 
     @classmethod
     def start(cls, /, *unnamed: t.Never, **data: t.Any) -> SequenceRun:
-        """Start a run, as part of the caller's transaction: it runs once that is committed.
+        """Start a run as part of the caller's transaction; it runs once that is committed.
 
-        It checks the data and adds a row to ``db.session``; it sends no SQL.
+        The data is checked and a row is added to ``db.session``; no SQL is sent yet.
 
-        :param unnamed: There is none.
-        :param data: What the steps will share, by name. What :meth:`set` takes is refused, since
-            it would do nothing here; ``set().start(...)`` stores it as data.
-        :return: The run; its id is known from the flush on.
-        :raises InvalidOptionError: If something was given without a name, or is an option of
+        :param unnamed: Not allowed: data is passed by name.
+        :param data: The data that the steps share, by name. The names of the options of :meth:`set`
+            are refused, since they would have no effect here; ``set().start(...)`` stores them as
+            data.
+        :return: The run; its id is known after the flush.
+        :raises InvalidOptionError: If an argument has no name, or the name of an option of
             :meth:`set`.
         :raises EmptySequenceError: If the class has no steps.
-        :raises DataError: If the data cannot be stored; the text names the place.
+        :raises DataError: If the data cannot be stored; the message says where.
         :raises SetupError: If no application is active, or the extension is not initialised.
 
         .. versionadded:: 0.1
@@ -157,10 +159,10 @@ class BaseSequence:
     def start_many(cls, many: t.Iterable[t.Mapping[str, t.Any]], /) -> list[int]:
         """Start many runs at once, as part of the caller's transaction.
 
-        :param many: The data of each run. For very many, call it and commit in batches.
-        :return: Their ids, in the same order.
+        :param many: The data of each run. For very many runs, call this and commit in batches.
+        :return: The ids of the runs, in the same order.
         :raises EmptySequenceError: If the class has no steps.
-        :raises DataError: If the data of one cannot be stored; then none is started.
+        :raises DataError: If the data of one run cannot be stored; then none is started.
         :raises SetupError: If no application is active, or the extension is not initialised.
 
         .. versionadded:: 0.1
@@ -178,18 +180,18 @@ class BaseSequence:
         priority: int | None = None,
         **unknown: t.Never,
     ) -> PreparedSequence:
-        """Choose options for the next start, apart from its data.
+        """Set options for the next start, separately from its data.
 
-        :param key: The user's name for the run. While a run of this sequence with that key is
-            neither finished nor cancelled, a start gives that run back and ignores its own data.
-        :param countdown: Seconds until it is due.
-        :param eta: When it is due; an aware time.
-        :param queue: The queue of the steps that name none.
-        :param priority: The priority of the steps that name none: 0 to 9, higher is sooner.
-        :param unknown: There is none.
-        :return: The sequence, with ``start`` and ``start_many``.
+        :param key: Your name for the run. While a run of this sequence with that key is neither
+            finished nor cancelled, a start returns that run and ignores its own data.
+        :param countdown: Seconds until the run is due.
+        :param eta: When the run is due; a timezone-aware datetime.
+        :param queue: The queue for steps that set none.
+        :param priority: The priority for steps that set none: 0 to 9, higher is sooner.
+        :param unknown: Not allowed: there are no other options.
+        :return: The sequence with these options, to call ``start`` or ``start_many`` on.
         :raises EmptySequenceError: If the class has no steps.
-        :raises InvalidOptionError: If a value cannot be used.
+        :raises InvalidOptionError: If a value is invalid.
         :raises UnknownOptionError: If there is no such option.
 
         .. versionadded:: 0.1

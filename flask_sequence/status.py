@@ -1,4 +1,4 @@
-"""The states of a run, and the moves between them."""
+"""The statuses of a run, and the moves between them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import typing as t
 
 
 class Status(enum.StrEnum):
-    """Where a run stands. Stored as its lower-case word.
+    """The status of a run. Stored as its lower-case word.
 
     .. versionadded:: 0.1
     """
 
     WAITING = "waiting"
-    """For its time, or for something; no process holds it."""
+    """Scheduled, queued, or between retries; no process holds it."""
     RUNNING = "running"
-    """Claimed by a process that performs its step."""
+    """Claimed by a process that runs its step."""
     FAILED = "failed"
-    """Out of retries or failed by its step; ``run.retry()`` takes it up again."""
+    """Out of retries, or failed by its step; ``run.retry()`` resumes it."""
     FINISHED = "finished"
-    """All steps are done. Final."""
+    """All steps are done, or one called ``self.finish()``. Final."""
     CANCELLED = "cancelled"
     """Stopped by ``run.cancel()``. Final."""
     PAUSED = "paused"
@@ -30,7 +30,7 @@ class Status(enum.StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether no move leads out of this state."""
+        """Whether no move leads out of this status."""
         return not MOVES[self]
 
 
@@ -43,11 +43,11 @@ class StepStatus(enum.StrEnum):
     FINISHED = "finished"
     """Its writes are committed."""
     FAILED = "failed"
-    """It failed, and the run with it."""
+    """It failed, and so did the run."""
     RETRY = "retry"
-    """It failed, and is tried again."""
+    """It failed, and the step is retried."""
     CRASHED = "crashed"
-    """Its process ended, or was given up, before it did."""
+    """Its process died, or was given up, before the attempt ended."""
 
 
 MOVES: dict[Status, frozenset[Status]] = {
@@ -64,24 +64,24 @@ MOVES: dict[Status, frozenset[Status]] = {
 """The allowed moves; every one of them is a conditional UPDATE in ``rows.moves``."""
 
 ACTIVE = frozenset(status for status, moves in MOVES.items() if moves)
-"""States in which a run keeps its key."""
+"""Statuses in which a run keeps its key."""
 
 FINAL = frozenset(Status) - ACTIVE
-"""States that no move leads out of."""
+"""Statuses that no move leads out of."""
 
 
 class StepState(enum.StrEnum):
-    """Where a step of a run is: what :class:`Status` is for the run, and three more.
+    """The state of a step of a run: the words of :class:`Status`, and two more.
 
     .. versionadded:: 0.1
     """
 
     FINISHED = "finished"
-    """It is done."""
+    """The step is done."""
     SKIPPED = "skipped"
-    """It was not run, and will not be."""
+    """The step did not run, and will not."""
     TO_COME = "to come"
-    """Those before it are not done yet."""
+    """The steps before it are not done yet."""
     WAITING = "waiting"
     RUNNING = "running"
     FAILED = "failed"
@@ -92,10 +92,10 @@ class StepState(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class StepProgress:
-    """A step of a run, and where it is.
+    """A step of a run, and its state.
 
     :param name: The name of the step.
-    :param state: Where it is.
+    :param state: The state of the step.
 
     .. versionadded:: 0.1
     """
@@ -106,11 +106,11 @@ class StepProgress:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """How far a run is.
 
-    :param position: How many of its steps are done.
-    :param total: How many steps it has.
-    :param steps: Each of them, in order.
+    :param position: The number of steps that are done.
+    :param total: The number of steps.
+    :param steps: The steps with their states, in order.
 
     .. versionadded:: 0.1
     """

@@ -136,7 +136,7 @@ def test_any_other_key_is_warned_of_with_the_nearest(
 ) -> None:
     assert Settings.from_config({key: 1}) == Settings()
     (record,) = caplog.records
-    assert f"{key} is no setting of flask-sequence" in record.getMessage()
+    assert f"{key} is not a setting of flask-sequence" in record.getMessage()
     assert f"nearest one is {nearest}." in record.getMessage()
 
 

@@ -78,7 +78,7 @@ def test_flask_sqlalchemy_comes_first() -> None:
 
 
 def test_what_is_no_application_is_refused() -> None:
-    with pytest.raises(SetupError, match=r"was given a SQLAlchemy: Sequence\(app, db=db\)"):
+    with pytest.raises(SetupError, match=r"was given a SQLAlchemy: write Sequence\(app, db=db\)"):
         Sequence(t.cast(Flask, SQLAlchemy()))
 
 

@@ -108,8 +108,8 @@ DATA: dict[str, tuple[t.Any, str]] = {
     "a timedelta": (datetime.timedelta(1), "store its total_seconds()"),
     "a lambda": (lambda: 1, "store what it returns, or its name"),
     "a function of a library": (len, "store what it returns, or its name"),
-    "a generator": ((n for n in (1, 2)), "store a list of what it gives"),
-    "a map": (map(str, (1, 2)), "store a list of what it gives"),
+    "a generator": ((n for n in (1, 2)), "store a list of what it yields"),
+    "a map": (map(str, (1, 2)), "store a list of what it yields"),
     "a range": (range(3), "store a list"),
     "keys of a dict": ({"a": 1}.keys(), "store a list"),
     "a mapping": (types.MappingProxyType({}), "store a dict"),
@@ -119,7 +119,7 @@ DATA: dict[str, tuple[t.Any, str]] = {
     "a complex number": (1j, "store an int, a float or a Decimal"),
     "a bytearray": (bytearray(b"a"), "store bytes"),
     "a number as a key": ({1: 2}, "write the key as str(...)"),
-    "not a number": (float("nan"), "store None, or a text"),
+    "not a number": (float("nan"), "store None, or a string"),
 }
 
 WRITTEN: dict[str, Mistake] = {
@@ -256,7 +256,7 @@ STARTED: dict[str, Mistake] = {
         lambda: Form.start().wait(1), RunNotFoundError, "call db.session.commit()"
     ),
     "a wait without a worker": Mistake(
-        lambda: committed().wait(0.01), TimeoutError, "start one by 'flask sequence worker'."
+        lambda: committed().wait(0.01), TimeoutError, "start one with 'flask sequence worker'."
     ),
     **{
         f"{name} as data": Mistake(functools.partial(start, value=value), DataError, cure)

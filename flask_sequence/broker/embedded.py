@@ -24,11 +24,11 @@ _to_warn: weakref.WeakSet[Celery] = weakref.WeakSet()
 
 
 def embedded_config(folder: pathlib.Path) -> dict[str, t.Any]:
-    """Give the Celery settings for a broker that needs no server.
+    """Return the Celery settings for a broker that needs no server.
 
     Publishers and workers must run on one machine, as one user, with the same folder.
 
-    :param folder: Where the messages are kept; created with mode 0700 when first used.
+    :param folder: Where the messages are kept; created with mode 0700 on first use.
     :return: A mapping for ``app.config["CELERY"]`` or ``celery.config_from_object``.
 
     .. versionadded:: 0.1
@@ -165,8 +165,8 @@ def warn_embedded(app: Flask) -> None:
     _to_warn.discard(celery)
     logger.warning(
         "flask-sequence publishes through files in %s, for a single machine and user. For"
-        ' production name a broker: app.config["CELERY"] = {"broker_url": "redis://..."}, or set'
+        ' production, set a broker: app.config["CELERY"] = {"broker_url": "redis://..."}, or'
         " CELERY_BROKER_URL; or pass your Celery app to Sequence(celery=...). To keep the files"
-        ' knowingly: app.config["CELERY"] = flask_sequence.broker.embedded_config(folder).',
+        ' deliberately: app.config["CELERY"] = flask_sequence.broker.embedded_config(folder).',
         pathlib.Path(app.instance_path) / "sequence_broker",
     )

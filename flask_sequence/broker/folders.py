@@ -97,7 +97,7 @@ def read_file(path: pathlib.Path) -> bytes:
     with open(os.open(path, os.O_RDONLY | _NOT_FOLLOWED), "rb", buffering=0) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         if not _is_ours(found):
             raise ValueError(f"it was written by {_user(found)}")
         return file.readall()
@@ -140,7 +140,7 @@ def check_private(folder: pathlib.Path) -> None:
     place = folder.resolve()
     found = place.stat()
     if not stat.S_ISDIR(found.st_mode):
-        raise _refusal(folder, "it is no folder", "move it away")
+        raise _refusal(folder, "it is not a folder", "move it away")
     if sys.platform == "win32":
         return
     if not _is_ours(found):

@@ -239,7 +239,7 @@ def keep_alive(celery: Celery) -> None:
 
 
 def _keep_client(channel: t.Any) -> None:
-    # For each message kombu makes a client anew, which takes a third of the time.
+    # For each message kombu makes a new client, which takes a third of the time.
     if hasattr(channel, "Client"):
         channel.Client = functools.cache(channel.Client)
 

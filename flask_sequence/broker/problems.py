@@ -42,7 +42,7 @@ def setup_problem(celery: Celery, error: BaseException | None = None) -> SetupEr
     if isinstance(error, KeyError) and told.startswith("No such transport"):
         meant = re.search(r"Did you mean (\w+)", told)
         cure = f"did you mean {meant[1]}://?" if meant else "write redis:// or amqp://."
-        return SetupError(f"There is no kind of broker that is called {scheme}://: {cure} {_WHERE}")
+        return SetupError(f"There is no broker of the kind {scheme}://: {cure} {_WHERE}")
     if isinstance(error, ImportError):
         return SetupError(f"The broker {scheme}:// needs a Python package: {told}. Install it.")
     if isinstance(error, ValueError) and re.match("Port |invalid literal|Database is", told):

@@ -126,12 +126,12 @@ class Publisher:
     def _tell(self, error: Exception) -> None:
         problem = setup_problem(self.celery, error)
         if problem is not None:
-            logger.error("Runs are saved, and no worker hears of them: %s", problem)
+            logger.error("Runs are saved, but workers are not told of them: %s", problem)
             return
         logger.warning(
             "The broker does not take messages (%s). Nothing is lost: workers pick the runs up once"
-            " they reach it again. If that lasts, check its server, and broker_url in the settings"
-            " of Celery.",
+            " they reach it again. If this persists, check its server, and broker_url in the"
+            " settings of Celery.",
             one_line(error),
         )
 

@@ -346,7 +346,7 @@ class Transport(virtual.Transport):
     ) -> None:
         """Deliver one message; look often after the last one, and more and more rarely then.
 
-        :param timeout: Seconds to wait for it; None waits for ever.
+        :param timeout: Seconds to wait for it; None waits forever.
         :raises TimeoutError: There was none.
         """
         deadline = None if timeout is None else time.monotonic() + timeout

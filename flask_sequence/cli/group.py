@@ -52,7 +52,7 @@ def current_application() -> Flask:
 
 @click.group("sequence", cls=SequenceGroup)
 def sequence_cli() -> None:
-    """Run sequences: their tables, their worker, their runs.
+    """Manage sequences: their tables, their worker and their runs.
 
     \b
     Examples:

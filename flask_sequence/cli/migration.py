@@ -12,13 +12,13 @@ from .text import escape
 
 
 @sequence_cli.command()
-@click.option("-d", "--directory", help="The folder of migrations: flask db's, or any of Alembic.")
-@click.option("--head", help="The head to append to, where there are several.")
+@click.option("-d", "--directory", help="The migrations folder: flask db's, or any of Alembic.")
+@click.option("--head", help="The head to append to, if there are several.")
 def init(directory: str | None, head: str | None) -> None:
     """Write the migration that creates the tables.
 
-    It goes into the application's folder of migrations: of Flask-Migrate, which is made if there
-    is none, of Flask-Alembic, or of plain Alembic. The tables are created when you apply it.
+    It goes into the application's migrations folder: that of Flask-Migrate, which is created if
+    there is none, of Flask-Alembic, or of plain Alembic. The tables are created when you apply it.
 
     \b
     Examples:

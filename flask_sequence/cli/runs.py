@@ -45,7 +45,7 @@ def start(
 ) -> None:
     """Start a run of the sequence NAME, and print its id.
 
-    KEY=VALUE gives a text, KEY:=JSON a number, a list or any other JSON value.
+    KEY=VALUE passes a string, KEY:=JSON a number, a list or any other JSON value.
 
     \b
     Examples:
@@ -67,7 +67,7 @@ def _data(items: tuple[str, ...], data: str | None) -> dict[str, t.Any]:
     for item in items:
         found = _ITEM.fullmatch(item)
         if found is None:
-            raise click.UsageError(f"{escape(item)!r}: write key=text or key:=JSON.")
+            raise click.UsageError(f"{escape(item)!r}: write key=value or key:=JSON.")
         key, value = found["key"], found["value"]
         if key in given:
             raise click.UsageError(f"{escape(key)!r} is given twice.")
@@ -80,7 +80,7 @@ def _json(where: str, text: str) -> t.Any:
         return json.loads(text)
     except ValueError as error:
         raise click.UsageError(
-            f"{escape(where)}: this is no JSON ({error}); a text stands in double quotes."
+            f"{escape(where)}: this is not valid JSON ({error}); strings need double quotes."
         ) from None
 
 
@@ -98,7 +98,7 @@ def _json(where: str, text: str) -> t.Any:
     help="Show at most N runs.",
 )
 def list_(status: str | None, sequence: str | None, limit: int) -> None:
-    """List runs, the newest first. The exit code is 1 where there is none.
+    """List runs, newest first. The exit code is 1 if there are none.
 
     \b
     Examples:
@@ -133,7 +133,8 @@ def _nothing(status: str | None, sequence: str | None) -> str:
         near = difflib.get_close_matches(sequence, names, n=1)
         cure = f"did you mean {near[0]}?" if near else f"known are {', '.join(names) or 'none'}."
         return (
-            f"There is no run of a sequence {escape(repr(sequence))}, nor is it known here: {cure}"
+            f"There is no run of a sequence {escape(repr(sequence))}, and no such sequence is known"
+            f" here: {cure}"
         )
     words = [status or "", "run", f"of {sequence}" if sequence else ""]
     return f"There is no {' '.join(word for word in words if word)}."
@@ -175,8 +176,8 @@ def _warn(lines: t.Iterable[str]) -> None:
 def show(run_id: int, traceback: bool) -> None:
     """Show a run: where it is, its data, each attempt at its steps, and the steps to come.
 
-    Values whose key looks like a password, token, key of an API, cookie, card or another secret are
-    masked, also where they stand in an error or a traceback.
+    Values whose key looks like a password, token, API key, cookie, card or another secret are
+    masked, in errors and tracebacks too.
 
     \b
     Examples:
@@ -283,7 +284,7 @@ def _print_fields(run: SequenceRun, secrets: t.Collection[str], now: datetime.da
 @sequence_cli.command()
 @click.argument("run_id", metavar="ID", type=_RUN_ID)
 def retry(run_id: int) -> None:
-    """Resume a failed run at its failed step, or try one at once that waits for its next try.
+    """Resume a failed run at its failed step, or make a run's next retry due at once.
 
     \b
     Examples:
@@ -299,7 +300,7 @@ def retry(run_id: int) -> None:
 @sequence_cli.command()
 @click.argument("run_id", metavar="ID", type=_RUN_ID)
 def cancel(run_id: int) -> None:
-    """Cancel a run that has not ended. A step that is being performed is not committed.
+    """Cancel a run that has not ended. A step that is running is not committed.
 
     \b
     Examples:

@@ -75,7 +75,7 @@ def check_function(where: str, function: object, arguments: int, shape: str) -> 
     :raises InvalidStepError: It is no function, a generator, or takes other arguments.
     """
     if not callable(function):
-        raise InvalidStepError(f"{where} is no function; write `{shape}`.")
+        raise InvalidStepError(f"{where} is not a function; write `{shape}`.")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise InvalidStepError(
             f"{where} has a `yield` and would never run. For a long loop keep the cursor in the"
@@ -114,6 +114,6 @@ def check_result(where: str, result: object) -> None:
     elif not (inspect.isgenerator(result) or inspect.isasyncgen(result)):
         return
     raise InvalidStepError(
-        f"perform() of step {where} gave back a {type(result).__name__} whose body has not run;"
+        f"perform() of step {where} returned a {type(result).__name__} whose body has not run;"
         " write it, and every decorator around it, as plain `def` or as `async def`."
     )

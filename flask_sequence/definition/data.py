@@ -64,12 +64,12 @@ _CURES: dict[type, str] = {
     types.MethodType: "store what it returns, or its name",
     functools.partial: "store what it returns, or its name",
     collections.abc.Mapping: "store a dict",
-    collections.abc.Iterator: "store a list of what it gives",
+    collections.abc.Iterator: "store a list of what it yields",
     collections.abc.Collection: "store a list",
     object: "store an id, and load it in the step",
 }
 
-_KEY_FAULT = "is under a key that is no string; write the key as str(...)"
+_KEY_FAULT = "is under a key that is not a string; write the key as str(...)"
 
 _log = logging.getLogger("flask_sequence")
 _warned: set[str] = set()
@@ -241,7 +241,7 @@ def _fault(value: t.Any) -> str | None:
         cure = next(cure for base, cure in _CURES.items() if isinstance(value, base))
         return f"is {_article(kind)}, which would not come back as one; {cure}"
     if not (math.isfinite(value) if kind is float else kind is not Decimal or value.is_finite()):
-        return f"is {value}, which JSON does not have; store None, or a text"
+        return f"is {value}, which JSON does not have; store None, or a string"
     if kind in (datetime, time) and value.tzinfo and value.utcoffset() is None:
         return "is in a zone that has no offset without a date; store a datetime, or drop the zone"
     return None
@@ -253,7 +253,7 @@ def _text_fault(text: str) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "has half of a surrogate pair; decode the text in another way, or store bytes"
+        return "has half of a surrogate pair; decode the string in another way, or store bytes"
     return None
 
 
@@ -293,7 +293,7 @@ def _read_marked(mark: t.Any, value: t.Any) -> t.Any:
         return _READERS[mark](value)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
         # Not the value itself: the text goes into logs, and it may be a secret.
-        cure = "update flask-sequence if a later version wrote it, else mend the row"
+        cure = "update flask-sequence if a later version wrote it; otherwise, correct the row"
         raise DataError(
             "data", f"holds a value marked as {reprlib.repr(mark)} that cannot be read; {cure}"
         ) from None

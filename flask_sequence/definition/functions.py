@@ -17,13 +17,13 @@ R = t.TypeVar("R")
 
 
 class FunctionStep(t.Generic[P, R]):
-    """A step that was written as a function; made by :func:`step`, callable as written.
+    """A step written as a function; made by :func:`step`, and still callable as written.
 
     :param function: The function.
-    :param name: The step's name; ``None`` takes the function's.
-    :param bind: Whether the function takes the step before the data.
-    :param options: Options as on a class; :class:`Step` has their table.
-    :raises DefinitionError: One of its leaves: the function, its name or an option is wrong.
+    :param name: The step's name; ``None`` uses the function's.
+    :param bind: Whether the function takes the step as an argument before the data.
+    :param options: The options, as on a class; :class:`Step` lists them.
+    :raises DefinitionError: One of its subclasses, if the function, its name or an option is wrong.
 
     .. versionadded:: 0.1
     """
@@ -31,7 +31,7 @@ class FunctionStep(t.Generic[P, R]):
     name: str
     """The step's name."""
     step_class: type[Step[t.Any]]
-    """The class that was made for it."""
+    """The :class:`Step` class made for it."""
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class FunctionStep(t.Generic[P, R]):
 
         :param data: The data for the step.
         :return: The data as the step left it.
-        :raises DataError: The data, before or after the step, cannot be stored.
-        :raises StepInterrupted: The step called ``retry()``, ``fail()`` or ``finish()``.
+        :raises DataError: If the data, before or after the step, cannot be stored.
+        :raises StepInterrupted: If the step called ``retry()``, ``fail()`` or ``finish()``.
 
         .. versionadded:: 0.1
         """
@@ -98,13 +98,14 @@ def step(
     **options: t.Unpack[StepKeywords],
 ) -> t.Callable[[t.Callable[P, R]], FunctionStep[P, R]]: ...
 def step(function: t.Any = None, /, **options: t.Any) -> t.Any:
-    """Make a function ``f(data)`` a step: ``@step``, or ``@step(queue="mail", max_retries=3)``.
+    """Turn a function ``f(data)`` into a step: ``@step`` or ``@step(queue="mail", max_retries=3)``.
 
     :param function: The function; it stays callable as written.
-    :param options: The options of :class:`Step`; ``name``, the step's name instead of the
-        function's; ``bind=True`` for ``f(self, data)``, where ``self`` is the :class:`Step`.
+    :param options: The options of :class:`Step`, and two more: ``name``, the step's name instead
+        of the function's, and ``bind=True`` for ``f(self, data)``, where ``self`` is the
+        :class:`Step`.
     :return: The :class:`FunctionStep`, or the decorator that makes it.
-    :raises DefinitionError: One of its leaves: the function, its name or an option is wrong.
+    :raises DefinitionError: One of its subclasses, if the function, its name or an option is wrong.
 
     .. versionadded:: 0.1
     """
@@ -123,13 +124,13 @@ def _function_name(function: object, name: str | None) -> str:
         )
     if not callable(function):
         raise InvalidStepError(
-            f"@step was given {reprlib.repr(function)}, which is no function; options have names,"
-            ' as in @step(queue="mail").'
+            f"@step was given {reprlib.repr(function)}, which is not a function; options have"
+            ' names, as in @step(queue="mail").'
         )
     own = getattr(function, "__name__", "<lambda>")
     if name is None and own == "<lambda>":
         raise InvalidStepError(
-            f"{reprlib.repr(function)} has no name that could be stored: write it as a function"
+            f"{reprlib.repr(function)} has no name that can be stored: write it as a function"
             ' with `def`, or give it one, as in step(name="assign")(...).'
         )
     return check_name(f"@step {own}", own if name is None else name)

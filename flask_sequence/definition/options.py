@@ -23,10 +23,10 @@ MAX_PRIORITY = 9
 MAX_SECONDS = 10 * 365 * 86400
 """Seconds in the longest delay or limit: ten years."""
 
-_ROW = "The run's row, not the message, keeps the promise: leave it out."
-_RESULT = "No result backend is used: put a result into self.data, and ask the run how it stands."
+_ROW = "The run's row, not the message, makes sure that a step runs: leave it out."
+_RESULT = "No result backend is used: put a result into self.data, and read the run's status."
 _MESSAGE = "A message holds the run's id and version, as JSON: leave it out."
-_EVENTS = "Celery sees one task for all steps: ask the run how it stands."
+_EVENTS = "Celery sees one task for all steps: read the run's status and progress."
 _WAY = "Name the queue of the step by `queue`, and route that in Celery's task_queues."
 _PYDANTIC = "A step has one argument, the data: check it in perform(), or before start()."
 _HANDLER = "Nothing would call it: write what it does as a step, or catch the error in perform()."
@@ -72,7 +72,7 @@ CELERY_OPTIONS: t.Mapping[str, str] = {
     "serializer": _MESSAGE,
     "store_eager_result": _RESULT,
     "store_errors_even_if_ignored": _RESULT,
-    "throws": "Name in dont_autoretry_for what shall fail the run at once, or call self.fail().",
+    "throws": "Name in dont_autoretry_for what should fail the run at once, or call self.fail().",
     "track_started": _RESULT,
     "trail": _EVENTS,
     "typing": "perform() takes no arguments that could be checked: leave it out.",
@@ -89,7 +89,7 @@ def check_name(where: str, name: object) -> str:
     :raises InvalidNameError: It is no such text.
     """
     if not isinstance(name, str):
-        problem = "is no text"
+        problem = "is not a string"
     elif not name or name != name.strip():
         problem = "is empty, or begins or ends with a space"
     elif len(name) > MAX_NAME_LENGTH:
@@ -125,7 +125,7 @@ def _queue(value: object) -> str | None:
         plain = value == value.strip() and value.isprintable()
         if plain and 0 < len(value.encode()) <= MAX_QUEUE_BYTES:
             return None
-    return f"takes the name of a queue, 1 to {MAX_QUEUE_BYTES} bytes that can be shown, or None"
+    return f"takes the name of a queue, 1 to {MAX_QUEUE_BYTES} bytes, printable, or None"
 
 
 def _priority(value: object) -> str | None:
@@ -153,7 +153,7 @@ def _exceptions(value: object) -> str | None:
 def _max_retries(value: object) -> str | None:
     if type(value) is int and value >= 0:
         return None
-    return "takes a whole number from 0, or None to retry for ever"
+    return "takes a whole number from 0, or None to retry forever"
 
 
 def _backoff(value: object) -> str | None:
@@ -171,7 +171,7 @@ def _jitter(value: object) -> str | None:
 
 def _delay(value: object) -> str | None:
     problem = seconds_problem(value, zero=True)
-    return problem and f"{problem}, or None for a backoff"
+    return problem and f"{problem}, or None to use the backoff"
 
 
 class Option(t.NamedTuple):
@@ -200,7 +200,7 @@ OPTIONS: t.Mapping[str, Option] = {
 
 
 def near_miss(name: str, known: t.Iterable[str] = OPTIONS) -> str | None:
-    """Find the option that a misspelt name was meant for.
+    """Find the option that a misspelled name was meant for.
 
     :param name: The name as it was written.
     :param known: The options that there are.

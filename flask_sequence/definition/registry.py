@@ -194,21 +194,21 @@ def _problem_of(item: t.Any) -> str:
     if hasattr(item, "init_app"):
         return "is an extension of Flask; a step is a class that inherits from Step"
     if isinstance(item, str):
-        return f"is the text {shown}; list the step itself, without quotes"
+        return f"is the string {shown}; list the step itself, without quotes"
     if isinstance(item, tuple | list):
         return "is a list of its own; put its steps straight into `steps`, by a * before it"
     if hasattr(item, "apply_async"):
         return f"is the Celery task {shown}; call what it does from a function under @step"
     if hasattr(item, "step_names"):
         return (
-            f"is the sequence {item.__name__}, and a sequence cannot stand in another one yet;"
+            f"is the sequence {item.__name__}, and a sequence cannot contain another one yet;"
             f" list its steps, or start it from a step: {item.__name__}.start(...)"
         )
     if isinstance(item, type):
-        return f"is the class {item.__name__}, which is no step; let it inherit from Step"
+        return f"is the class {item.__name__}, which is not a step; let it inherit from Step"
     if callable(item):
         name = getattr(item, "__name__", shown)
-        return f"is the function {name}, which is no step yet; put @step over it"
+        return f"is the function {name}, which is not a step yet; put @step over it"
     return f"is {shown}; a step is a class that inherits from Step, or a function under @step"
 
 
@@ -218,8 +218,8 @@ def _refuse_duplicates(name: str, steps: tuple[StepDefinition, ...]) -> None:
         if found.name in places:
             raise DuplicateStepError(
                 f"{name}.steps[{places[found.name]}] and {name}.steps[{place}] are both named"
-                f" {found.name!r}, and a run knows its step by name: rename one of them by a"
-                " `name` of its own, in a class that inherits from it or by @step(name=...)."
+                f" {found.name!r}, and a run knows its step by name: rename one of them with a"
+                " different `name`, in a class that inherits from it or with @step(name=...)."
             )
         places[found.name] = place
 
@@ -232,6 +232,6 @@ def _refuse_foreign(new: SequenceDefinition, old: SequenceDefinition | None) -> 
         return
     raise DuplicateSequenceError(
         f"{new.origin} and {old.origin} are both named {new.name!r}, and a run knows its sequence"
-        " by name: rename one of them by a `name` of its own, and import each module by one name"
-        " only."
+        " by name: rename one of them with a different `name`, and import each module under one"
+        " name only."
     )

@@ -19,7 +19,7 @@ _MAX_CRASH_DELAY = 30.0
 class RetryPolicy:
     """Which exceptions of a step are retried, how often, and after how long.
 
-    :param max_retries: Retries after the first attempt; ``None`` is for ever, :data:`FROM_CONFIG`
+    :param max_retries: Retries after the first attempt; ``None`` is forever, :data:`FROM_CONFIG`
         the application's number.
     :param autoretry_for: The exceptions that are retried; any other fails the run at once.
     :param dont_autoretry_for: Exceptions among those that are not retried all the same.

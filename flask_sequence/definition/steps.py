@@ -51,14 +51,14 @@ RESERVED: t.Mapping[str, str] = {
     "fail": "Give yours another name.",
     "finish": "Give yours another name.",
     "idempotency_key": "Give yours another name.",
-    "retry": "Give yours another name; how often a step is retried is its option max_retries.",
-    "run": "Give yours another name; what the step does stands in perform().",
+    "retry": "Give yours another name; the number of retries is the option max_retries.",
+    "run": "Give yours another name; put the work of the step in perform().",
 }
 """The names that a step class must not set, each with what to do instead."""
 
 
 STEP_CURE = (
-    "A step runs in a sequence: list it in `steps` of one, and start that by start(...);"
+    "A step runs in a sequence: list it in `steps` of one, and call start(...) on it;"
     " {name}.call(data) runs it in place, for a test."
 )
 """What to do instead of starting a step by itself; ``{name}`` is its name."""
@@ -66,10 +66,10 @@ STEP_CURE = (
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What a step knows of its run.
+    """What a step knows about its run.
 
     :param id: The run's id; ``None`` under :meth:`Step.call`.
-    :param uid: Stable and unique, also among the runs that are deleted.
+    :param uid: A stable id that is never used again, even after the run is deleted.
     :param sequence: The name of the sequence; empty under :meth:`Step.call`.
     :param key: The key from ``set(key=...)``, or ``None``.
     :param created_at: When the run was started, in UTC.
@@ -85,40 +85,40 @@ class RunInfo:
 
 
 class Step(t.Generic[DataT]):
-    """One unit of a sequence: a class with ``perform()``, listed in ``steps`` of a sequence.
+    """One unit of a sequence: a class with ``perform()``, listed in the sequence's ``steps``.
 
-    A step belongs to no sequence: the same one may stand in many. Its name is that of its class,
-    or ``name`` in the class body. Without ``perform()`` it is a base for others, which inherit
-    its options. ``Step[SomeTypedDict]`` types :attr:`data`. Its options are class attributes;
-    this table is complete:
+    A step is not tied to one sequence; several sequences may list it. Its name is that of its
+    class, or ``name`` in the class body. A step class without ``perform()`` is a base class, whose
+    options are inherited. ``Step[SomeTypedDict]`` types :attr:`data`. The options of a step are
+    class attributes, and their list is complete.
 
     =========================  ================  ===============  =================================
     Option                     Type, unit        Default          Difference from Celery
     =========================  ================  ===============  =================================
-    ``queue``                  text or None      None: that of    comes before ``set(queue=...)``,
-                                                 the run, then    which holds for all other steps
-                                                 SEQUENCE_QUEUE   of a run
+    ``queue``                  string or None    None: that of    takes precedence over
+                                                 the run, then    ``set(queue=...)``, which applies
+                                                 SEQUENCE_QUEUE   to all other steps of a run
     ``priority``               0 to 9 or None    None: that of    higher is sooner on every broker;
                                                  the run, then    none counts as 0, but on Redis as
                                                  none             9, the soonest
-    ``time_limit``             seconds or None   None: no limit   the killed process counts as a
-                                                                  crash, and the step is tried
-                                                                  again; prefork pool only
+    ``time_limit``             seconds or None   None: no limit   killing the process counts as a
+                                                                  crash, and the step runs again;
+                                                                  prefork pool only
     ``soft_time_limit``        seconds or None   None: no limit   below ``time_limit``; raised in
-                                                                  the step, where it is a failure
-                                                                  like others; prefork pool only
-    ``autoretry_for``          exceptions        any              none in Celery; when set, another
+                                                                  the step, as an ordinary failure;
+                                                                  prefork pool only
+    ``autoretry_for``          exceptions        any              () in Celery; when set, any other
                                                  ``Exception``    exception fails the run at once
     ``dont_autoretry_for``     exceptions        ()               none
     ``max_retries``            number, or None   25: that of the  3 in Celery; attempts are one
-                               for ever          settings         more; crashes are counted apart
+                               for no limit      settings         more; crashes count separately
     ``retry_backoff``          True, False or    True: 1 s        False in Celery; the first delay,
-                               seconds                            doubled from retry to retry
+                               seconds                            which doubles with each retry
     ``retry_backoff_max``      seconds           600 s            none
     ``retry_jitter``           True or False     True             50 to 100 % of the delay; 0 to
                                                                   100 % in Celery
-    ``default_retry_delay``    seconds or None   None             180 s in Celery; when set, this
-                                                                  delay without backoff and jitter
+    ``default_retry_delay``    seconds or None   None             180 s in Celery; when set, used
+                                                                  without backoff and jitter
     =========================  ================  ===============  =================================
 
     .. versionadded:: 0.1
@@ -138,11 +138,11 @@ class Step(t.Generic[DataT]):
     default_retry_delay: t.ClassVar[float | None]
 
     data: DataT
-    """What the steps of the run share: read it and change it, also in depth."""
+    """The data that the steps of the run share; read and change it, nested values included."""
     run: RunInfo
-    """The run that this is a step of."""
+    """The run that the step belongs to."""
     attempt: int
-    """1 at the first attempt at this step of this run, then 2, ..."""
+    """1 for the first attempt at this step of this run, then 2, and so on."""
     _interrupt: Interrupt | None = None
 
     def __init_subclass__(cls, **kwargs: t.Any) -> None:
@@ -173,12 +173,13 @@ class Step(t.Generic[DataT]):
             raise AttributeError(problem, name=name, obj=self)
 
     def perform(self) -> t.Any:
-        """Do the work of the step; override it, as ``def`` or ``async def``.
+        """Do the work of the step; override it with ``def`` or ``async def``.
 
-        What it returns is not kept; what later steps need goes into :attr:`data`. It may run
-        more than once: what it does outside the database gets :attr:`idempotency_key`.
+        The return value is discarded; put what later steps need into :attr:`data`. The method may
+        run more than once, so send :attr:`idempotency_key` along with what it does outside the
+        database.
 
-        :return: Anything; it is not kept.
+        :return: Anything; it is discarded.
         :raises InvalidStepError: If it is not overridden.
 
         .. versionadded:: 0.1
@@ -187,19 +188,20 @@ class Step(t.Generic[DataT]):
 
     @property
     def idempotency_key(self) -> str:
-        """A text that stays the same for this run and step, whatever the attempt.
+        """A string that stays the same for this run and step, across all attempts.
 
         .. versionadded:: 0.1
         """
         return str(uuid.uuid5(self.run.uid, self.name))
 
     def retry(self, exc: BaseException | None = None, countdown: float | None = None) -> t.NoReturn:
-        """Roll back to the last checkpoint and run the step again later; counts as a retry.
+        """Roll back to the last checkpoint and run the step again later; this counts as a retry.
 
-        :param exc: The reason; ``None`` takes the exception that is being handled, if any.
-        :param countdown: Seconds to wait; ``None`` takes the delay from the step's options.
-        :raises RetryInterrupt: Always; it is no ``Exception``, and holds though it is caught.
-        :raises InvalidOptionError: ``exc`` is no exception or ``countdown`` no delay.
+        :param exc: The reason; ``None`` uses the exception that is being handled, if any.
+        :param countdown: Seconds to wait; ``None`` uses the delay from the step's options.
+        :raises RetryInterrupt: Always. It is not an ``Exception``, and takes effect even if it is
+            caught.
+        :raises InvalidOptionError: If ``exc`` is not an exception or ``countdown`` not a delay.
 
         .. versionadded:: 0.1
         """
@@ -209,10 +211,11 @@ class Step(t.Generic[DataT]):
         raise self._interrupt from cause
 
     def fail(self, reason: str) -> t.NoReturn:
-        """Roll back to the last checkpoint and fail the run, without a further retry.
+        """Roll back to the last checkpoint and fail the run, without further retries.
 
-        :param reason: One sentence for ``run.error``.
-        :raises FailInterrupt: Always; it is no ``Exception``, and holds though it is caught.
+        :param reason: One sentence, stored in ``run.error``.
+        :raises FailInterrupt: Always. It is not an ``Exception``, and takes effect even if it is
+            caught.
 
         .. versionadded:: 0.1
         """
@@ -220,9 +223,10 @@ class Step(t.Generic[DataT]):
         raise self._interrupt
 
     def finish(self) -> t.NoReturn:
-        """Commit, and end the run here, without the steps that are left.
+        """Commit, and end the run here without its remaining steps.
 
-        :raises FinishInterrupt: Always; it is no ``Exception``, and holds though it is caught.
+        :raises FinishInterrupt: Always. It is not an ``Exception``, and takes effect even if it is
+            caught.
 
         .. versionadded:: 0.1
         """
@@ -233,13 +237,13 @@ class Step(t.Generic[DataT]):
     def call(cls, data: t.Mapping[str, t.Any]) -> DataT:
         """Run the step in place, in the caller's session, on a copy of the data; for tests.
 
-        Nothing is committed, rolled back or retried, and no run is made: ``self.run.id`` is
-        ``None`` and ``self.run.uid`` a new one.
+        Nothing is committed, rolled back or retried, and no run is created: ``self.run.id`` is
+        ``None`` and ``self.run.uid`` is a new one.
 
         :param data: The data for the step.
         :return: The data as the step left it.
-        :raises DataError: The data, before or after the step, cannot be stored.
-        :raises StepInterrupted: The step called ``retry()``, ``fail()`` or ``finish()``.
+        :raises DataError: If the data, before or after the step, cannot be stored.
+        :raises StepInterrupted: If the step called ``retry()``, ``fail()`` or ``finish()``.
 
         .. versionadded:: 0.1
         """
@@ -322,7 +326,7 @@ def check_step(cls: type[Step[t.Any]]) -> StepOptions:
             )
     if not takes(cls.__init__, 1):
         raise InvalidStepError(
-            f"__init__() of step {cls.name} wants arguments, and a worker has none: read"
+            f"__init__() of step {cls.name} requires arguments, and a worker passes none: read"
             " self.data in perform(), or give each argument a default."
         )
     written_options = {name: getattr(cls, name) for name in OPTIONS if hasattr(cls, name)}
@@ -330,7 +334,7 @@ def check_step(cls: type[Step[t.Any]]) -> StepOptions:
     if options.soft_time_limit is not None and inspect.iscoroutinefunction(perform):
         # Its event loop runs in a thread, and the exception would be raised beside it.
         raise InvalidOptionError(
-            f"{cls.name}: soft_time_limit does not end what is async: write asyncio.timeout() in"
+            f"{cls.name}: soft_time_limit cannot end an async step: use asyncio.timeout() in"
             " perform(), or time_limit, which kills the process."
         )
     return options

@@ -45,7 +45,7 @@ class Body:
         try:
             self._data = decode_text(self.attempt.claim.data)
         except ValueError as error:
-            problem = f"is stored as something else than JSON ({error}); correct the row"
+            problem = f"is stored as something other than JSON ({error}); correct the row"
             raise DataError("data", problem) from error
 
     def run(self) -> Move:

@@ -142,7 +142,7 @@ def _tell_foreign(
     if not worker.foreign_lock.acquire(block=False):
         return
     logger.warning(
-        "A nudge has come for run %s at %s, which is not in this database: does another"
+        "A nudge has arrived for run %s at %s, which is not in this database: does another"
         " application, or another installation of this one, use the same queue of %s? They take"
         " each other's messages, and runs wait for the next sweep. Give each a Redis database (or"
         " RabbitMQ vhost) of its own in broker_url, or a queue of its own by SEQUENCE_QUEUE.",
@@ -259,7 +259,9 @@ def tell_trouble(runtime: Runtime, run_id: int, version: int, error: Exception) 
         with own_transaction(runtime) as connection:
             moves.note_trouble(connection, run_id, version, text)
     except Exception as late:
-        logger.error("Run %s does not tell of it: %s", run_id, one_line(late))
+        logger.error(
+            "The failure of a nudge could not be stored in run %s: %s", run_id, one_line(late)
+        )
 
 
 def stand_in(runtime: Runtime) -> None:

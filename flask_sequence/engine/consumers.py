@@ -29,8 +29,8 @@ def no_consumer(workers: t.Collection[Living], queue: str, default: str) -> str 
         return None
     option = "" if queue == default else f" -Q {shlex.quote(queue)}"
     if consuming:
-        return f"No running worker consumes the queue {queue!r}: start one by '{START}{option}'."
-    return f"No worker is running: start one by '{START}{option}'."
+        return f"No running worker consumes the queue {queue!r}: start one with '{START}{option}'."
+    return f"No worker is running: start one with '{START}{option}'."
 
 
 def lost(held: Holder | None, pid: int | None, *, sweep: float | None) -> str | None:
@@ -42,14 +42,17 @@ def lost(held: Holder | None, pid: int | None, *, sweep: float | None) -> str | 
     """
     pause = sweep or 0.0
     if held is None or held.lease <= 0:
-        return f"Its worker is gone: another one takes the run over within {pause:g} s, if it runs."
+        return (
+            f"Its worker is gone: another one, if any is running, takes the run over within"
+            f" {pause:g} s."
+        )
     if held.place is None or held.place != here() or pid is None or is_alive(pid):
         return None
     if is_alive(held.pid):
         return "Its process is gone: its worker takes the run over within 3 s."
     wait = held.lease + pause
     return (
-        f"Its worker is gone: another one of this host takes the run over within {pause:g} s, or"
+        f"Its worker is gone: another one on this host takes the run over within {pause:g} s, or"
         f" one elsewhere in {wait:.0f} s, once its lease (SEQUENCE_LEASE_SECONDS) is over."
     )
 

@@ -44,7 +44,7 @@ def retry(run: SequenceRun) -> None:
     if problem := _no_retry(row):
         raise MoveRefusedError(row.id, problem)
     if not moved:
-        raise MoveRefusedError(row.id, "was moved by somebody else just now; look at it again.")
+        raise MoveRefusedError(row.id, "was changed by another process just now; look at it again.")
     expire(run)
     options = options_of(row.sequence, row.step)
     if options is not None:

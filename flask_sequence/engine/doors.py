@@ -109,7 +109,7 @@ class Doors:
         if self.leads_to_runs(connection):
             if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
                 raise SetupError(
-                    "A step's db.session is set to AUTOCOMMIT, so that its writes and its move"
+                    "A step's db.session is set to AUTOCOMMIT, so its writes and its move"
                     " cannot be one commit: use a connection of its own, as in"
                     " db.engine.connect()."
                 )
@@ -182,10 +182,10 @@ class Doors:
         ending = ending_in(connection.dialect.name, statement)
         if ending is not None and not is_twophase(connection):
             raise SetupError(
-                f"A step sent {ending} as text, which ends its transaction past what keeps its"
-                " writes and its move together: call db.session.commit() or db.session.rollback();"
-                " what commits by itself belongs on a connection of its own, as in"
-                " db.engine.begin()."
+                f"A step sent {ending} as text, which ends its transaction without the check"
+                " that keeps its writes and its move together: call db.session.commit() or"
+                " db.session.rollback(); what commits by itself belongs on a connection of its"
+                " own, as in db.engine.begin()."
             )
 
     def close(self) -> None:

@@ -29,9 +29,9 @@ class _NotHere:
 
     def __getattr__(self, name: str) -> t.NoReturn:
         raise SetupError(
-            "This process was forked by a step, and has no part in its transaction: db.session is"
-            " not for it. Let it use connections of its own: db.engine.dispose(close=False), then"
-            " db.engine."
+            "This process was forked by a step, and cannot use its transaction: leave db.session"
+            " alone here, and open connections of its own: call db.engine.dispose(close=False),"
+            " then use db.engine."
         )
 
 
@@ -45,8 +45,8 @@ def end_if_forked(attempt: Attempt, error: BaseException | None = None) -> None:
         return
     with contextlib.suppress(Exception):
         logger.error(
-            "%s has forked this process, which comes back from the step: it ends here, with exit"
-            " code %s; let such a process end by os._exit()",
+            "%s has forked this process, which has returned from the step: it ends here, with exit"
+            " code %s; end such a process with os._exit()",
             attempt.place,
             _FORKED,
             exc_info=error,

@@ -35,7 +35,7 @@ def unknown_step(runtime: Runtime, sequence: str, step: str) -> str:
     more = ", ..." * (len(definition.step_names) > MOST_NAMED)
     return (
         f"The sequence {sequence!r} has no step {step!r}; its steps are {', '.join(names)}{more}."
-        f" Was it renamed? Give it that name by name = {step!r} in its class, or by"
+        f" Was it renamed? Give it that name with name = {step!r} in its class, or with"
         f" @step(name={step!r}); or cancel the run."
     )
 

@@ -97,7 +97,9 @@ class StartOptions:
 
 def _check_key(key: object) -> None:
     if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY:
-        raise InvalidOptionError(f"set(key={key!r:.60}): give a text of 1 to {MAX_KEY} characters.")
+        raise InvalidOptionError(
+            f"set(key={key!r:.60}): give a string of 1 to {MAX_KEY} characters."
+        )
     # Databases disagree on spaces at the end, and some store no control characters.
     if key != key.strip() or not key.isprintable():
         raise InvalidOptionError(

@@ -31,7 +31,7 @@ def busy(what: str) -> BusyError:
     """
     return BusyError(
         f"{what} is locked by another open transaction, which does not end: try again later, or"
-        " roll back. Keep transactions short that write or refer to runs."
+        " roll back. Keep transactions that write or reference runs short."
     )
 
 
@@ -151,7 +151,7 @@ def _wait_for_pool(engine: sa.Engine, until: float) -> None:
     while most is not None and isinstance(pool, sa.QueuePool) and pool.checkedout() >= most:
         if time.monotonic() > until:
             raise BusyError(
-                "SQLAlchemy's pool has no connection left to look at runs: end the transaction at"
-                " hand first, or give the pool more of them (SQLALCHEMY_ENGINE_OPTIONS)."
+                "SQLAlchemy's pool has no connection left to read runs: end the current transaction"
+                " first, or give the pool more connections (SQLALCHEMY_ENGINE_OPTIONS)."
             )
         time.sleep(0.01)

@@ -153,7 +153,9 @@ def _read(text: str) -> ReadOnlyData:
     except DataError as error:
         return UnreadableData(error)
     except ValueError as error:
-        return UnreadableData(DataError("data", f"is stored as something else than JSON ({error})"))
+        return UnreadableData(
+            DataError("data", f"is stored as something other than JSON ({error})")
+        )
 
 
 class Word(sa.types.TypeDecorator[t.Any]):

@@ -223,10 +223,10 @@ def refuse_autocommit(connection: sa.Connection) -> None:
     if _commits_by_itself(connection):
         connection.invalidate()  # a step may have changed this one alone
         raise SetupError(
-            "The connections of the runs commit each statement by themselves (AUTOCOMMIT), so that"
-            " a step and its effects cannot be one commit: remove isolation_level or autocommit"
-            " from SQLALCHEMY_ENGINE_OPTIONS, SQLALCHEMY_BINDS, SQLAlchemy(engine_options=...) or"
-            " the URL of the database, or keep it to a bind of its own."
+            "The connections of the runs commit each statement by themselves (AUTOCOMMIT), so a"
+            " step and its effects cannot be one commit: remove isolation_level or autocommit from"
+            " SQLALCHEMY_ENGINE_OPTIONS, SQLALCHEMY_BINDS, SQLAlchemy(engine_options=...) or the"
+            " URL of the database, or use it on a separate bind only."
         )
 
 

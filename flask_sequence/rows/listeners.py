@@ -50,13 +50,13 @@ def _check_driver(engine: sa.Engine) -> None:
     if dialect.name not in _DRIVERS:
         known = "SQLite, PostgreSQL, MariaDB and MySQL"
         raise SetupError(
-            f"The runs cannot be kept in {dialect.name}: flask-sequence knows {known}."
+            f"The runs cannot be kept in {dialect.name}: flask-sequence supports {known}."
         )
     if dialect.is_async or dialect.driver in _REFUSED:
         raise SetupError(
-            f"flask-sequence does not work with the driver of {engine.url.drivername}: let"
-            f" the address of the database begin with {_DRIVERS[dialect.name]}, or give the runs a"
-            " bind of their own by SEQUENCE_BIND_KEY."
+            f"flask-sequence does not work with the driver of {engine.url.drivername}: start"
+            f" the database's URL with {_DRIVERS[dialect.name]}, or give the runs a bind of their"
+            " own by SEQUENCE_BIND_KEY."
         )
 
 

@@ -33,7 +33,7 @@ class Base(DeclarativeBase):
 
 
 class SequenceRun(Base):
-    """One execution of a sequence. Read it, join it, point foreign keys at it; do not write it.
+    """One execution of a sequence. Read it, join it, point foreign keys at it; never write it.
 
     .. versionadded:: 0.1
     """
@@ -41,45 +41,50 @@ class SequenceRun(Base):
     __tablename__ = "sequence_runs"
 
     id: Mapped[int] = mapped_column(id_type(), primary_key=True, autoincrement=True)
-    """Known from the flush on, as for any row."""
+    """Known after the flush, as for any row."""
     uid: Mapped[uuid.UUID] = mapped_column(uid_type())
-    """Never used again for another run, so idempotency keys are made from it."""
+    """Never used again for another run; idempotency keys are made from it."""
     sequence: Mapped[str] = mapped_column(name_type())
     """The name of the sequence."""
     step: Mapped[str] = mapped_column(name_type())
-    """The name of the step that it stands at; for a finished run, of the last one."""
+    """The name of the step that it is at; for a finished run, of the last one."""
     status: Mapped[Status] = mapped_column(word_type(Status), default=Status.WAITING)
-    """Where it stands."""
+    """The status of the run."""
     data: Mapped[t.Mapping[str, t.Any]] = mapped_column(data_type())
-    """What the steps share, as of the last commit: a dict that is read-only at the top."""
+    """The data that the steps share, as of the last commit; a dict, read-only at its top level."""
     format: Mapped[int] = mapped_column(sa.SMALLINT(), default=FORMAT)
     key: Mapped[str | None] = mapped_column(name_type())
-    """The user's name for it."""
+    """Your name for the run, from ``set(key=...)``."""
     active_key: Mapped[str | None] = mapped_column(name_type())
     options: Mapped[t.Mapping[str, t.Any] | None] = mapped_column(data_type())
     queue: Mapped[str] = mapped_column(name_type())
-    """The queue of the step that it stands at."""
+    """The queue of the step that it is at."""
     attempt: Mapped[int] = mapped_column(sa.INTEGER(), default=0)
-    """How often the step that it stands at was begun."""
+    """How many attempts at the current step were started."""
     retries: Mapped[int] = mapped_column(sa.INTEGER(), default=0)
-    """How often the step that it stands at failed and was tried again."""
+    """How many times the current step failed and was retried."""
     crashes: Mapped[int] = mapped_column(sa.INTEGER(), default=0)
-    """How often a process ended in it since it last made progress."""
+    """How many times a process died in it since it last made progress."""
     waits: Mapped[int] = mapped_column(sa.INTEGER(), default=0)
-    """How often it was handed back since it last made progress, to wait for the database."""
+    """How many times it had to wait for the database since it last made progress."""
     version: Mapped[int] = mapped_column(sa.BIGINT(), default=0)
     worker_id: Mapped[str | None] = mapped_column(name_type(32))
     pid: Mapped[int | None] = mapped_column(sa.INTEGER())
     due_at: Mapped[datetime.datetime | None] = mapped_column(time_type(), default=clock())
-    """Not before this time; None: not by the clock."""
+    """When it may run at the earliest; None if it is not waiting for a time."""
     published_at: Mapped[datetime.datetime | None] = mapped_column(time_type(), default=clock())
     error: Mapped[str | None] = mapped_column(text_type())
-    """One line: what went wrong last, or what it is blocked by."""
+    """One line: what went wrong last, or why it is blocked."""
     created_at: Mapped[datetime.datetime] = mapped_column(time_type(), default=clock())
+    """When the run was started by ``start()``, in UTC."""
     started_at: Mapped[datetime.datetime | None] = mapped_column(time_type())
+    """When a process first claimed the run, in UTC."""
     step_started_at: Mapped[datetime.datetime | None] = mapped_column(time_type())
+    """When the attempt that is running was started, in UTC."""
     updated_at: Mapped[datetime.datetime] = mapped_column(time_type(), default=clock())
+    """When the row was last changed, in UTC."""
     finished_at: Mapped[datetime.datetime | None] = mapped_column(time_type())
+    """When the run was finished or cancelled, in UTC."""
 
     step_runs: Mapped[list[StepRun]] = relationship(
         viewonly=True, order_by="StepRun.id", back_populates="run"
@@ -140,10 +145,10 @@ class SequenceRun(Base):
     def retry(self) -> None:
         """Resume a failed run at its failed step, as part of the caller's transaction.
 
-        One that waits for another try at its step is due at once then.
+        A run that is waiting for its next retry becomes due at once.
 
-        :raises MoveRefusedError: If it does neither.
-        :raises RunNotFoundError: If its row is gone.
+        :raises MoveRefusedError: If the run is neither failed nor waiting for a retry.
+        :raises RunNotFoundError: If its row no longer exists.
 
         .. versionadded:: 0.1
         """
@@ -152,24 +157,24 @@ class SequenceRun(Base):
     def cancel(self) -> None:
         """Cancel a run that has not ended, as part of the caller's transaction.
 
-        Once that is committed no further step commits. Cancelling twice does nothing.
+        Once that is committed, no further step commits. Cancelling twice does nothing.
 
-        :raises MoveRefusedError: If it has finished.
-        :raises RunNotFoundError: If its row is gone.
+        :raises MoveRefusedError: If the run has finished.
+        :raises RunNotFoundError: If its row no longer exists.
 
         .. versionadded:: 0.1
         """
         current_runtime().verbs.cancel(self)
 
     def wait(self, timeout: float) -> Status:
-        """Wait until it is finished, failed or cancelled, on a connection of its own.
+        """Wait, on a separate connection, until the run is finished, failed or cancelled.
 
-        A row that was seen and is gone counts as finished.
+        A run that was committed and whose row no longer exists counts as finished.
 
-        :param timeout: The most seconds to wait.
-        :return: Where it stands then.
-        :raises TimeoutError: If it is still under way after ``timeout``.
-        :raises RunNotFoundError: If it was never committed.
+        :param timeout: The maximum number of seconds to wait.
+        :return: The status of the run then.
+        :raises TimeoutError: If the run is still under way after ``timeout`` seconds.
+        :raises RunNotFoundError: If the run was never committed.
 
         .. versionadded:: 0.1
         """
@@ -177,10 +182,10 @@ class SequenceRun(Base):
 
     @property
     def progress(self) -> Progress:
-        """How far it has come: the number of steps that are done, of all, and each step's state.
+        """How far the run is: how many of its steps are done, of how many, and the state of each.
 
-        It stays right where steps were renamed, added or removed since the run began. It reads the
-        history by one query each time.
+        It stays correct when steps are renamed, added or removed after the run started. Each access
+        reads the history with one query.
 
         :return: ``position``, ``total`` and ``steps``, which have a ``name`` and a ``state``.
 
@@ -217,9 +222,11 @@ class StepRun(Base):
     status: Mapped[StepStatus] = mapped_column(word_type(StepStatus))
     """How it ended."""
     worker: Mapped[str | None] = mapped_column(name_type())
-    """The host and the process that performed it."""
+    """The host and the process that ran it."""
     started_at: Mapped[datetime.datetime | None] = mapped_column(time_type())
+    """When the attempt was started, in UTC."""
     finished_at: Mapped[datetime.datetime] = mapped_column(time_type(), default=clock())
+    """When the attempt ended, in UTC."""
     error: Mapped[str | None] = mapped_column(text_type())
     """One line, or None."""
     traceback: Mapped[str | None] = mapped_column(text_type())
@@ -246,11 +253,12 @@ class Worker(Base):
     host: Mapped[str] = mapped_column(name_type())
     pid: Mapped[int] = mapped_column(sa.INTEGER())
     started_at: Mapped[datetime.datetime] = mapped_column(time_type(), default=clock())
+    """When the worker was started, in UTC."""
     seen_until: Mapped[datetime.datetime] = mapped_column(time_type())
     queues: Mapped[str | None] = mapped_column(text_type())
-    """The names of those that it consumes, as a list in JSON; None: it does not tell."""
+    """The names of the queues that it consumes, as a JSON list; None if that is not known."""
     place: Mapped[str | None] = mapped_column(name_type())
-    """Where its processes have their numbers, as ``engine.processes`` tells; None: it does not."""
+    """The machine and namespace in which its process ids hold; None if that is not known."""
 
     __table_args__: t.Any = (sa.PrimaryKeyConstraint("id", name="pk_sequence_workers"),)
 
@@ -294,9 +302,9 @@ def join_metadata(db: SQLAlchemy, bind_key: str | None) -> None:
             _resolve_foreign_keys(metadata, table)
         elif known is not table:
             raise SetupError(
-                f"The application has a table {table.name} that is not of flask-sequence, which"
-                " needs this name. Call db.reflect() after sequence.init_app(app); or, if it is a"
-                " table of your own, give it another name."
+                f"The application has a table {table.name} that does not belong to flask-sequence,"
+                " which needs this name. Call db.reflect() after sequence.init_app(app); or, if it"
+                " is a table of yours, give it another name."
             )
     _joined.add(metadata)
     _registries.add(t.cast(t.Any, db.Model).registry)
@@ -337,13 +345,13 @@ def _resolve_in_schema(table: sa.Table, metadata: sa.MetaData) -> None:
 def _choose_bind(db: SQLAlchemy, bind_key: str | None) -> None:
     if bind_key not in db.metadatas:
         raise ConfigError(
-            "SEQUENCE_BIND_KEY", f"is {bind_key!r}, which is no key of SQLALCHEMY_BINDS."
+            "SEQUENCE_BIND_KEY", f"is {bind_key!r}, which is not a key of SQLALCHEMY_BINDS."
         )
     chosen = Base.metadata.info.setdefault("flask_sequence_bind_key", bind_key)
     if chosen != bind_key:
         raise SetupError(
-            f"SEQUENCE_BIND_KEY is {bind_key!r}, and {chosen!r} in another application of this"
-            " process: all that share a process keep their runs under the same key."
+            f"SEQUENCE_BIND_KEY is {bind_key!r}, but {chosen!r} in another application of this"
+            " process: use the same key in all applications that share a process."
         )
     if bind_key is not None:
         Base.metadata.info["bind_key"] = bind_key

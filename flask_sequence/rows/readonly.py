@@ -32,8 +32,8 @@ def refuse_writes(session: Session, context: t.Any, instances: t.Any) -> None:
     for row in session.dirty:
         if isinstance(row, MODELS) and (changed := _changed_columns(row)):
             raise ReadOnlyError(
-                f"{', '.join(changed)} of a {type(row).__name__} cannot be set: its moves are"
-                " run.retry() and run.cancel(). Undo the change with db.session.rollback()."
+                f"{', '.join(changed)} of a {type(row).__name__} cannot be set: call"
+                " run.retry() or run.cancel(). Undo the change with db.session.rollback()."
             )
     for row in session.deleted:
         if isinstance(row, MODELS):

@@ -13,16 +13,17 @@ from ..runtime import Runtime, runtime_of
 
 
 def drain(app: Flask, *, ignore_due: bool = False, max_steps: int = 1000) -> int:
-    """Perform all that is due, and what follows from it, until nothing is.
+    """Run everything that is due, and what follows from it, until nothing is due any more.
 
-    It works in a test that is wrapped in a transaction of its own, where nothing is published.
-    Rows that ``db.session`` has loaded before are read afresh when they are looked at again.
+    It runs in place, without Celery, and also in a test that is wrapped in a transaction of its
+    own, where nothing is published. Rows that ``db.session`` has loaded before are read again when
+    they are next accessed.
 
     :param app: The application.
-    :param ignore_due: Whether to perform at once also what is due later, as retries are.
-    :param max_steps: After how many attempts to give up.
-    :return: How many attempts at steps were made.
-    :raises AssertionError: If there were ``max_steps`` attempts and something is still due.
+    :param ignore_due: Whether to run at once also what is due later, such as retries.
+    :param max_steps: The number of attempts after which to give up.
+    :return: The number of attempts at steps that were made.
+    :raises AssertionError: If something is still due after ``max_steps`` attempts.
 
     .. versionadded:: 0.1
     """
@@ -42,8 +43,8 @@ def _drain(runtime: Runtime, ignore_due: bool, max_steps: int) -> int:
             return attempts
         if attempts >= max_steps:
             raise AssertionError(
-                f"drain() made {attempts} attempts and run {row.id} is still due; raise max_steps"
-                " if that is right."
+                f"drain() made {attempts} attempts and run {row.id} is still due; increase"
+                " max_steps if that is expected."
             )
         outcome = runner.advance(runtime, row.id, row.version, ignore_due=ignore_due)
         delete_if_ended(runtime, row.id, outcome.status)

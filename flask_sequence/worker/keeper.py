@@ -74,7 +74,7 @@ class Keeper(threading.Thread):
             except BaseException:
                 # Nobody would see that a thread has ended, and nothing be recovered any more. Code
                 # of the application is called here, which may raise SystemExit, too.
-                logger.exception("The keeper failed outside its duties, and goes on")
+                logger.exception("The keeper failed outside its duties, and continues")
                 pause = self._quiet_seconds
 
     def stop(self) -> None:
@@ -134,7 +134,7 @@ class Keeper(threading.Thread):
         else:
             taken = time.monotonic() - began
             if taken > duty.seconds + LATE_SECONDS:
-                text = f"it took {taken:.1f} s, and may take {duty.seconds:g} s"
+                text = f"it took {taken:.1f} s, and should take at most {duty.seconds:g} s"
                 trouble["was slow to", text].append(assigned)
         return assigned.interval if wanted is None else wanted
 

@@ -58,7 +58,7 @@ def import_sequences(runtime: Runtime) -> None:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise
             raise SetupError(
-                f"SEQUENCE_IMPORTS names {module!r}, and there is no such module here: give it as"
+                f"SEQUENCE_IMPORTS names {module!r}, but there is no such module here: write it as"
                 " you would import it, for example 'shop.sequences'."
             ) from error
 
@@ -221,7 +221,7 @@ def _warn_of_limits(runtime: Runtime, keeper: Keeper, pool: t.Any) -> None:
     limited = [] if isinstance(pool, Prefork) else limited_steps(runtime, keeper.post.queues)
     if limited:
         logger.warning(
-            "This worker's pool keeps no time limits, which these steps have: %s. Use --pool"
+            "This worker's pool enforces no time limits, but these steps have some: %s. Use --pool"
             " prefork, or give them a queue that only a worker with that pool consumes.",
             ", ".join(limited),
         )
@@ -231,8 +231,8 @@ def _warn_of_driver(runtime: Runtime, pool: t.Any) -> None:
     assert runtime.worker is not None
     if type(pool).__module__ in _GREEN_POOLS and blocks_greenlets(runtime.worker.engine):
         logger.warning(
-            "With this pool the database driver %s stops all steps of the worker while one waits"
-            " for the database, and forever where two want the same row. Use psycopg (3) or"
+            "With this pool the database driver %s blocks all steps of the worker while one waits"
+            " for the database, and forever if two need the same row. Use psycopg (3) or"
             " PyMySQL, or patch psycopg2 with psycogreen.",
             runtime.worker.engine.dialect.driver,
         )
@@ -244,7 +244,7 @@ def _warn_of_connections(runtime: Runtime, pool: t.Any, slots: int) -> None:
     if isinstance(pool, (Prefork, Solo)) or most is None or slots <= most:
         return
     logger.warning(
-        "This worker performs %s steps at once, and SQLAlchemy's pool has %s connections for them:"
+        "This worker runs %s steps at once, but SQLAlchemy's pool has only %s connections for them:"
         " the others wait, and their runs are not claimed. Set SQLALCHEMY_ENGINE_OPTIONS ="
         " {'pool_size': %s}, or start it with -c %s.",
         slots,

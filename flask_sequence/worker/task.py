@@ -60,8 +60,8 @@ def find_celery(app: Flask) -> Celery:
             celery = make_celery(app)
     if not isinstance(celery, Celery):
         raise SetupError(
-            f'app.extensions["celery"] is no Celery application but a {type(celery).__name__}: pass'
-            " yours to the extension, as Sequence(celery=celery_app)."
+            f'app.extensions["celery"] is not a Celery application but a {type(celery).__name__}:'
+            " pass yours to the extension, as Sequence(celery=celery_app)."
         )
     return celery
 
@@ -133,7 +133,7 @@ def _advance(task: t.Any, /, *args: t.Any, **message: t.Any) -> None:
     nudge = _read(message)
     if args or nudge is None:
         shown = sanitise(repr({"args": args, **message})[:200])
-        logger.warning("Left alone: a message that is no nudge of this version: %s", shown)
+        logger.warning("Left alone: a message that is not a nudge of this version: %s", shown)
         return
     try:
         perform(runtime, *nudge, message=_message(task.request, message.get("mark")))

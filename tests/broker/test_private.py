@@ -134,7 +134,7 @@ def test_what_is_no_folder(tmp_path: pathlib.Path, make: Callable[[pathlib.Path]
     told = refused(tmp_path / "broker")
     assert "cannot be created (File exists)" in told or "symbolic links" in told
     (tmp_path / "plain").write_text("")
-    with pytest.raises(SetupError, match="is no folder"):
+    with pytest.raises(SetupError, match="is not a folder"):
         folders.check_private(tmp_path / "plain")
 
 

@@ -74,5 +74,5 @@ def test_a_commit_logs_it(
             db.session.commit()
     (record,) = caplog.records
     assert record.levelname == "ERROR"
-    assert record.message.startswith("Runs are saved, and no worker hears of them: The")
+    assert record.message.startswith("Runs are saved, but workers are not told of them: The")
     assert WRONG[url] in record.message

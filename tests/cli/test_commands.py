@@ -160,14 +160,14 @@ def test_options_of_a_start(sqlite_app: Flask) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["name"], "write key=text or key:=JSON"),
-        (["=x"], "write key=text or key:=JSON"),
-        ([":=1"], "write key=text or key:=JSON"),
-        (["n:=x"], "this is no JSON"),
+        (["name"], "write key=value or key:=JSON"),
+        (["=x"], "write key=value or key:=JSON"),
+        ([":=1"], "write key=value or key:=JSON"),
+        (["n:=x"], "this is not valid JSON"),
         (["n=1", "n=2"], "'n' is given twice"),
         (["n=1", "--data", '{"n": 2}'], "'n' is given twice"),
         (["--data", "[1]"], "--data must be a JSON object"),
-        (["--data", "{"], "this is no JSON"),
+        (["--data", "{"], "this is not valid JSON"),
         (["--countdown", "-1"], "--countdown"),
         (["--unknown"], "No such option"),
     ],
@@ -235,7 +235,8 @@ def test_a_list_with_nothing_says_so(sqlite_app: Flask) -> None:
     assert "There is no failed run." in refused(sqlite_app, "list", "--status", "failed")
     assert "There is no run of CliForm." in refused(sqlite_app, "list", "--sequence", "CliForm")
     told = refused(sqlite_app, "list", "--sequence", "CliFrom")
-    assert "There is no run of a sequence 'CliFrom', nor is it known here: did you mean Cli" in told
+    assert "There is no run of a sequence 'CliFrom', and no such sequence is known here" in told
+    assert "did you mean Cli" in told
 
 
 def test_missing_workers_are_told(sqlite_app: Flask) -> None:
@@ -250,7 +251,7 @@ def test_missing_workers_are_told(sqlite_app: Flask) -> None:
         upkeep.renew_worker(connection, "w", host="h", pid=1, lease=30, queues=["celery"])
     assert run(sqlite_app, "show", "1").stderr == ""
     assert run(sqlite_app, "show", "2").stderr == (
-        "No running worker consumes the queue 'mail': start one by 'flask sequence worker -Q"
+        "No running worker consumes the queue 'mail': start one with 'flask sequence worker -Q"
         " mail'.\n"
     )
 
@@ -335,7 +336,10 @@ def test_show_tells_what_is_performed_and_what_is_to_come(sqlite_app: Flask) -> 
     with sqlite_app.app_context():
         db.session.execute(sa.delete(workers))
         db.session.commit()
-    assert "another one takes the run over within 5 s" in run(sqlite_app, "show", "1").stderr
+    assert (
+        "another one, if any is running, takes the run over within 5 s"
+        in run(sqlite_app, "show", "1").stderr
+    )
 
 
 def test_a_run_whose_data_cannot_be_read_is_shown_and_cancelled(sqlite_app: Flask) -> None:

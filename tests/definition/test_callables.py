@@ -31,7 +31,7 @@ def test_perform_takes_the_step_only(perform: object) -> None:
 
 
 def test_perform_is_a_function() -> None:
-    with pytest.raises(errors.InvalidStepError, match=r"is no function; write `def perform"):
+    with pytest.raises(errors.InvalidStepError, match=r"is not a function; write `def perform"):
         a_step(perform="send")
 
 

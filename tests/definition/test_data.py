@@ -217,8 +217,8 @@ def test_the_result_shares_nothing_with_the_input() -> None:
         ("\ud800", "has half of a surrogate pair"),
         (time(1, tzinfo=ZoneInfo("Europe/Berlin")), "no offset without a date; store a datetime"),
         (datetime(2026, 1, 1, tzinfo=Nowhere()), "no offset"),
-        ({1: "a"}, "is under a key that is no str"),
-        ({Text("a"): 1}, "is under a key that is no str"),
+        ({1: "a"}, "is under a key that is not a str"),
+        ({Text("a"): 1}, "is under a key that is not a str"),
         ({"a\0": 1}, "has a NUL character"),
         ({"a\udfff": 1}, "has half of a surrogate pair"),
     ],
@@ -252,7 +252,7 @@ def test_the_path_leads_to_what_is_wrong(data: dict[str, t.Any], path: str) -> N
 
 
 def test_a_key_that_cannot_be_shown_is_refused_all_the_same() -> None:
-    with pytest.raises(DataError, match="is under a key that is no str"):
+    with pytest.raises(DataError, match="is under a key that is not a str"):
         encode(t.cast(t.Any, {Unprintable(): 1}))
 
 

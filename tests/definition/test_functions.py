@@ -86,7 +86,7 @@ class TestFunctionStep:
         [
             (assign, "assign is a step already: write @step once"),
             (CreateMessage, "CreateMessage is a class: inherit from Step"),
-            ("mail", r"given 'mail', which is no function; options have names"),
+            ("mail", r"given 'mail', which is not a function; options have names"),
         ],
     )
     def test_not_a_function(self, function: t.Any, problem: str) -> None:

@@ -112,7 +112,7 @@ class TestOptions:
             ("autoretry_for", None, "a tuple of exceptions"),
             ("autoretry_for", (errors.RetryInterrupt,), "no interrupts"),
             ("dont_autoretry_for", {OSError}, "a tuple of exceptions"),
-            ("max_retries", -1, "None to retry for ever"),
+            ("max_retries", -1, "None to retry forever"),
             ("max_retries", 2.0, "whole number"),
             ("max_retries", True, "whole number"),
             ("retry_backoff", 0, "False for no backoff"),
@@ -122,7 +122,7 @@ class TestOptions:
             ("retry_jitter", 1, "True or False"),
             ("default_retry_delay", -0.5, "from 0"),
             ("default_retry_delay", 10**9, "ten years"),
-            ("default_retry_delay", False, "None for a backoff"),
+            ("default_retry_delay", False, "None to use the backoff"),
         ],
     )
     def test_a_wrong_value_is_refused(self, option: str, value: object, cure: str) -> None:

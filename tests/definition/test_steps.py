@@ -31,8 +31,8 @@ class TestNames:
             ("a\x00", "cannot be shown"),
             ("\ud800", "cannot be shown"),
             ("x" * 101, "more than 100 characters"),
-            (5, "is no text"),
-            (None, "is no text"),
+            (5, "is not a string"),
+            (None, "is not a string"),
         ],
     )
     def test_a_bad_name_is_refused(self, name: t.Any, problem: str) -> None:
@@ -74,7 +74,9 @@ class TestNames:
             type("SendReceipt", (type("Mixin", (), {name: 5}), Step), {})
 
     def test_run_says_perform(self) -> None:
-        with pytest.raises(errors.ReservedNameError, match=r"stands in perform\(\)"):
+        with pytest.raises(
+            errors.ReservedNameError, match=r"put the work of the step in perform\(\)"
+        ):
             a_step(run=lambda self: None)
 
     def test_an_annotation_is_no_override(self) -> None:
@@ -95,7 +97,7 @@ class TestStepClass:
         def init(self: t.Any, mailer: object) -> None: ...
 
         with pytest.raises(
-            errors.InvalidStepError, match=r"__init__\(\) of step SendReceipt wants"
+            errors.InvalidStepError, match=r"__init__\(\) of step SendReceipt requires"
         ):
             a_step(__init__=init)
 
@@ -107,7 +109,7 @@ class TestStepClass:
             def perform(self) -> None: ...
 
         with pytest.raises(
-            errors.InvalidStepError, match=r"__init__\(\) of step SendReceipt wants"
+            errors.InvalidStepError, match=r"__init__\(\) of step SendReceipt requires"
         ):
             check_step(SendReceipt)
 

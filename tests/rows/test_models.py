@@ -483,7 +483,7 @@ class TestBindKey:
 
     def test_a_second_one_in_the_process(self, make_app: MakeApp, sqlite_url: str) -> None:
         make_app(sqlite_url)
-        with pytest.raises(SetupError, match="SEQUENCE_BIND_KEY is 'runs', and None"):
+        with pytest.raises(SetupError, match="SEQUENCE_BIND_KEY is 'runs', but None"):
             make_app(
                 sqlite_url,
                 database=_own(),

@@ -201,7 +201,7 @@ def test_a_duty_that_overruns_its_time_is_named(
 
     keep(made("work", work, seconds=2.0), made("play", work, seconds=3.5)).round()
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told == "The keeper was slow to work: it took 4.0 s, and may take 2 s"
+    assert told == "The keeper was slow to work: it took 4.0 s, and should take at most 2 s"
 
 
 def test_a_database_that_lacks_the_tables(
@@ -378,4 +378,4 @@ def test_nothing_ends_the_thread_but_its_worker(
     keeper.start()
     assert done.wait(10)
     keeper.stop()
-    assert "The keeper failed outside its duties, and goes on" in caplog.messages
+    assert "The keeper failed outside its duties, and continues" in caplog.messages

@@ -87,7 +87,7 @@ def test_every_pool_on_every_broker(
     scene = Scene.make(make_app, tmp_path, sqlite_url, broker.config())
     worker = start_worker(scene.source, *pool, env=scene.env)
     check_all_done(scene, scene.start(WorkTwo, 20))
-    assert ("keeps no time limits" in worker.log) == ("-P" in pool)
+    assert ("enforces no time limits" in worker.log) == ("-P" in pool)
     assert worker.stop() == 0
     assert "Traceback" not in worker.log
     assert scene.workers() == []
@@ -535,7 +535,7 @@ def test_forged_messages_do_not_end_a_worker(
         producer.publish("[]", **plain, **send)
     check_all_done(scene, scene.start(WorkTwo, 3))
     assert worker.exit_code is None
-    assert worker.log.count("Left alone: a message that is no nudge") == 3
+    assert worker.log.count("Left alone: a message that is not a nudge") == 3
     assert len(worker.log) < 100_000
 
 

@@ -108,9 +108,10 @@ class Purge:
         if new:
             run_id, error = new[0]
             logger.warning(
-                "%s runs are older than SEQUENCE_RETENTION and cannot be deleted, as run %s: %s."
+                "%s %s older than SEQUENCE_RETENTION and cannot be deleted, such as run %s: %s."
                 " Is there a foreign key without an index, or a transaction that is still open?",
                 len(new),
+                "run is" if len(new) == 1 else "runs are",
                 run_id,
                 one_line(error),
             )

@@ -86,7 +86,7 @@ class Freeing:
             self._after = rest[0].id - 1
         for claim, error in self._batches.refused:
             if self._post.is_new((claim.id, claim.version)):
-                logger.error("%s cannot be taken up: %s", _place(claim), one_line(error))
+                logger.error("%s cannot be taken over: %s", _place(claim), one_line(error))
         self._batches.check()
         return is_first and self.is_through and freed == len(dead)
 
@@ -110,7 +110,7 @@ class Freeing:
         runtime, nudges = self._post.runtime, []
         for claim, delay in freed:
             level = logging.ERROR if delay is None else logging.WARNING
-            what = "failed" if delay is None else f"is run again in {delay:.1f} s"
+            what = "failed" if delay is None else f"runs again in {delay:.1f} s"
             error = _crash_text(runtime, claim, self._reason)
             logger.log(level, "%s, %s: %s", _place(claim), what, error)
             options = options_of(claim.sequence, claim.step)

@@ -80,7 +80,7 @@ class UnblockKnown:
         try:
             return self._go_on()
         except Exception:
-            self._is_done = True  # what was raised has ended the walk: the next pass begins anew
+            self._is_done = True  # what was raised has ended the walk: the next pass begins again
             raise
 
     def _go_on(self) -> float:

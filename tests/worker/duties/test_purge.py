@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import typing as t
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -142,6 +144,19 @@ def sweep_engine(stepping: Stepping) -> sa.Engine:
     assert isinstance(bind, sa.Engine)
     bind.dispose()
     return bind
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(1, "1 run is older than SEQUENCE_RETENTION"), (2, "2 runs are older than")]
+)
+def test_what_cannot_be_deleted_is_told(
+    caplog: pytest.LogCaptureFixture, count: int, told: str
+) -> None:
+    post: t.Any = SimpleNamespace(is_new=lambda what: True)
+    end_time = datetime.datetime(2026, 1, 1)
+    purge.Purge(post)._tell([((end_time, 7 + n), ValueError("locked")) for n in range(count)])
+    assert told in caplog.text
+    assert "cannot be deleted, such as run 7: ValueError: locked." in caplog.text
 
 
 def test_times_are_the_database_s(stepping: Stepping) -> None:

@@ -41,8 +41,8 @@ def test_a_queue_that_nobody_consumes_is_told_of_once(
     for _ in range(2):
         keeping.do(FOLLOW_QUEUES)
     assert caplog.messages == [
-        "2 runs are waiting for a worker. No running worker consumes the queue 'mail': start one by"
-        " 'flask sequence worker -Q mail'."
+        "2 runs are waiting for a worker. No running worker consumes the queue 'mail': start one"
+        " with 'flask sequence worker -Q mail'."
     ]
     assert stepping.row(run_ids[0]).queue == "mail"
 

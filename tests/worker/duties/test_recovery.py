@@ -196,7 +196,7 @@ def test_a_run_that_cannot_be_taken_up_spoils_no_other(
     assert [nudge.run_id for nudge in nudges] == [claims[0].id, claims[2].id]
     states = [stepping.row(claim.id).status for claim in claims]
     assert states == [Status.WAITING, Status.RUNNING, Status.WAITING]
-    told = f"Run {claims[1].id}, step Made.end, attempt 1 cannot be taken up"
+    told = f"Run {claims[1].id}, step Made.end, attempt 1 cannot be taken over"
     assert told in caplog.text
     with pytest.raises(sa.exc.DBAPIError):  # it is named in the log by the keeper
         keeping.do(FREE_ORPHANS)

@@ -43,8 +43,8 @@ def test_unknown_steps_are_blocked_after_two_intervals_and_freed(
     rows = [stepping.row(run_id) for run_id in ids]
     assert rows[0].error == (
         "The sequence 'Made' has no step 'renamed'; its steps are end. Was it renamed? Give it"
-        " that name by name = 'renamed' in its class, or by @step(name='renamed'); or cancel the"
-        " run."
+        " that name with name = 'renamed' in its class, or with @step(name='renamed'); or cancel"
+        " the run."
     )
     assert (rows[0].version, rows[0].attempt, rows[0].due_at) == (1, 0, None)
     assert "2 runs are blocked" in caplog.text
