@@ -41,7 +41,8 @@ class ConfigError(SequenceError, ValueError):
 class DefinitionError(SequenceError, TypeError):
     """The base class of errors in the way a step or a sequence is written.
 
-    They are raised where the class or function is defined, never in a worker.
+    Most are raised where the class or function is defined, so at import and not in a worker; those
+    about the options of a call are raised by that call.
 
     .. versionadded:: 0.1
     """
