@@ -7,11 +7,13 @@ import collections.abc
 import contextlib
 import logging
 import pickle
+import random
 import signal
 import sqlite3
 import threading
 import time
 import typing as t
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -20,7 +22,7 @@ from flask import Flask
 from sqlalchemy.pool import NullPool
 
 from flask_sequence import SequenceRun, Status, StepStatus
-from flask_sequence.engine import attempt, claiming, patience
+from flask_sequence.engine import attempt, claiming, failing, patience
 from flask_sequence.engine.attempt import FRESH_TRIES
 from flask_sequence.engine.claiming import Message, redirect_sign
 from flask_sequence.engine.connections import own_move
@@ -936,3 +938,33 @@ def test_data_that_cannot_be_read_fail_the_run(stepping: Stepping) -> None:
         (row,) = connection.execute(sa.select(runs.c.error, runs.c.worker_id, runs.c.attempt))
     assert "a value marked as 'moon' that cannot be read" in str(row.error)
     assert (row.worker_id, row.attempt, stepping.notes()) == (None, 1, [])
+
+
+def after(step: t.Any) -> None:
+    note("after")
+
+
+def test_a_run_that_is_deleted_under_its_step_has_ended(stepping: Stepping) -> None:
+    """By hand: the library deletes no run that has not ended."""
+
+    def delete(step: t.Any) -> None:
+        with stepping.connect() as connection:
+            connection.execute(sa.delete(runs).where(runs.c.id == step.run.id))
+
+    run_id = stepping.start(delete, after)
+    outcome = advance(stepping.runtime, run_id, 0)
+    assert (outcome.status, outcome.nudge) == (Status.FINISHED, None)
+    assert stepping.notes() == []
+
+
+def test_the_pauses_of_a_step_that_waits_for_the_database(
+    sqlite_stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda low, high: low)
+    run_id = sqlite_stepping.start(after)
+    with sqlite_stepping.connect() as connection:
+        claim = moves.claim(connection, run_id, 0, worker_id=None, pid=1)
+    assert claim is not None
+    attempted = t.cast("t.Any", SimpleNamespace(runtime=sqlite_stepping.runtime))
+    waits = [failing._wait_seconds(attempted, claim._replace(waits=n)) for n in range(6)]
+    assert waits == [0.8 * seconds for seconds in (3.0, 6.0, 12.0, 24.0, 30.0, 30.0)]

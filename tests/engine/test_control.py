@@ -99,6 +99,15 @@ class TestRetry:
         assert (run.retries, run.attempt) == (1, 1)
         assert drain(app) == 2
 
+    def test_shows_in_the_session_at_once(self, sqlite_app: Flask) -> None:
+        run = committed_run(Status.FAILED)
+        shown = [run.status]
+        run.retry()
+        shown.append(run.status)
+        run.cancel()
+        shown.append(run.status)
+        assert shown == [Status.FAILED, Status.WAITING, Status.CANCELLED]
+
     def test_does_not_make_the_first_try_due(self, sqlite_app: Flask) -> None:
         run = committed_run(Status.WAITING, due_at=later(600))
         with pytest.raises(MoveRefusedError, match="waiting for its first try"):

@@ -15,6 +15,7 @@ from flask import Flask
 from flask_sequence import Status, StepStatus
 from flask_sequence.engine import connections, fence, patience, runner
 from flask_sequence.engine.attempt import LEFT_ALONE
+from flask_sequence.engine.fence import CHANGES, State
 from flask_sequence.rows import moves
 from tests.support.application import Effect, db
 from tests.support.stepping import Stepping, make_sequence, make_step, note, note_by_core
@@ -635,3 +636,8 @@ def test_a_claim_that_is_lost_between_two_binds(
     # A session commits its binds in any order: before the loss, or after it.
     assert stepping.notes() in ([], ["here"])
     assert (row.status, row.step, stepping.history(run_id)) == (Status.CANCELLED, "body", [])
+
+
+def test_each_state_says_what_follows_on_it() -> None:
+    assert set(CHANGES) == set(State)
+    assert CHANGES[State.MOVED] == CHANGES[State.LOST] == frozenset()

@@ -89,9 +89,11 @@ class Map:
             found = self._users({name for node in around for name in _names_given(node)})
             found |= {test for test in self.seconds if test.startswith(VALUES)}
 
-        def rank(test: str) -> tuple[bool, bool, bool, float]:
+        def rank(test: str) -> tuple[bool, bool, bool, bool, float]:
             file, seconds = Path(test.partition("::")[0]), self.seconds.get(test, 1.0)
-            return room not in file.parts, test not in noticed, stem not in file.stem, seconds
+            is_other = room not in file.parts
+            of_values = test.startswith(VALUES)
+            return not of_values, is_other, test not in noticed, stem not in file.stem, seconds
 
         return sorted(found, key=rank)
 

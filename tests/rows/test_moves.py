@@ -271,3 +271,13 @@ def test_a_move_that_is_not_committed_keeps_nobody_from_another_run(
         connection.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = 1")
         for run_id in others:
             assert moves.claim(connection, run_id, 0, worker_id="me", pid=1)
+
+
+def test_a_move_says_when_the_run_is_due() -> None:
+    at_once = [
+        moves.advance("second", queue="celery", label="here"),
+        moves.hold("second", label="here"),
+        moves.finish(label="here"),
+        moves.CHECKPOINT,
+    ]
+    assert [move.delay for move in at_once] == [0.0] * 4
