@@ -6,6 +6,7 @@ import concurrent.futures
 import threading
 import time
 import typing as t
+from inspect import signature
 
 import pytest
 import sqlalchemy as sa
@@ -388,6 +389,7 @@ class TestLists:
 
         assert ids() == [later.id, fails.id, waiting.id] == committed_runs(sqlite_app)[::-1]
         assert ids(limit=2) == [later.id, fails.id]
+        assert signature(control.list_runs).parameters["limit"].default == 50
         assert ids(status=Status.FAILED) == [fails.id]
         assert ids(sequence="TwoSteps") == [later.id, waiting.id]
         assert ids(sequence="TwoSteps", status=Status.FAILED) == []

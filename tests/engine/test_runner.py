@@ -19,9 +19,11 @@ from sqlalchemy.orm import Session
 from flask_sequence import Status, StepStatus
 from flask_sequence.engine import attempt
 from flask_sequence.engine.attempt import LEFT_ALONE
+from flask_sequence.engine.in_hand import InHand
 from flask_sequence.engine.runner import advance, stand_in
-from flask_sequence.rows.dialects import later
-from flask_sequence.rows.models import EMPTIED, step_runs
+from flask_sequence.rows import reads
+from flask_sequence.rows.dialects import clock, later
+from flask_sequence.rows.models import EMPTIED, step_runs, workers
 from tests.support.application import Effect, db
 from tests.support.stepping import Stepping, be_worker, make_sequence, make_step, note
 
@@ -453,3 +455,28 @@ def test_lost_claims_are_logged_quietly(
     with caplog.at_level(logging.INFO):
         assert sqlite_stepping.advance(sqlite_stepping.start(lose)).status is None
     assert "no longer held by this process" in caplog.text
+
+
+def test_a_process_that_is_no_worker_counts_as_one_while_it_performs_runs(
+    stepping: Stepping,
+) -> None:
+    stand_in(stepping.runtime)
+    with stepping.connect() as connection:
+        (living,) = reads.living_workers(connection)
+        columns = (workers.c.seen_until, clock().label("now"))
+        row = connection.execute(sa.select(*columns)).one()
+    assert (living.id, living.pid) == (stepping.runtime.stand_in_id, os.getpid())
+    assert living.queues == frozenset()
+    assert 500 < (row.seen_until - row.now).total_seconds() <= 601
+
+
+def test_a_child_without_a_run_tells_of_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    hands, child = InHand(), os.getpid() + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: child)
+        hands.be_child(3)
+    assert [hands.is_without_hand(child, run_id) for run_id in (1, 2)] == [True, True]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: child)
+        hands.take(2)
+    assert [hands.is_without_hand(child, run_id) for run_id in (1, 2)] == [True, False]

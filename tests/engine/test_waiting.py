@@ -272,3 +272,16 @@ def test_those_who_wait_for_a_key_whose_holder_rolls_back_get_the_run(
     assert sorted(ends) == [f"{number} started" for number in range(6)]
     assert sorted(committed_notes(app)) == [str(number) for number in range(6)]
     assert len(committed(app, sa.select(runs.c.id))) == keys
+
+
+def test_a_look_waits_no_longer_for_locks_than_there_is_time(
+    postgresql_stepping: Stepping,
+) -> None:
+    bounds: list[str] = []
+    with postgresql_stepping.app.app_context():
+        for seconds in (30.0, 0.0):
+            with waiting.brief_read(postgresql_stepping.runtime, seconds) as connection:
+                bounds.append(connection.exec_driver_sql("SHOW lock_timeout").scalar_one())
+    longest, shortest = bounds
+    assert longest.startswith(("29", "30"))
+    assert shortest == "1ms"

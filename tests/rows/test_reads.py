@@ -115,6 +115,25 @@ def test_what_was_never_published_comes_first_then_what_was_the_longest_ago(
     assert found(among=3, limit=3) == [1, 0, 2]
 
 
+def test_the_first_that_waits_passes_over_what_does_not_count(stepping: Stepping) -> None:
+    step = make_step(lambda step: None)
+    ids = [stepping.start(step) for _ in range(3)]
+    for place, run_id in enumerate(ids):
+        stepping.set(run_id, due_at=later(place - 10))
+    stepping.set(ids[1], version=4)
+
+    def first(*without: tuple[int, int]) -> int | None:
+        with stepping.connect() as connection:
+            row = reads.first_waiting(connection, ignore_due=False, without=without)
+        return None if row is None else ids.index(row.id)
+
+    assert first() == 0
+    assert first((ids[0], 0)) == 1
+    assert first((ids[0], 0), (ids[1], 3)) == 1  # it has another version by now
+    assert first((ids[0], 0), (ids[1], 4)) == 2
+    assert first(*((run_id, version) for run_id in ids for version in (0, 4))) is None
+
+
 def test_as_many_queues_are_looked_at_as_are_asked_for(stepping: Stepping) -> None:
     step = make_step(lambda step: None)
     for number, queue in enumerate(("c", "a", "b", "b")):

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from flask import Flask
 
 from flask_sequence import Status
-from flask_sequence.rows import upkeep
+from flask_sequence.rows import reads, upkeep
 from flask_sequence.rows.dialects import clock, later
 from flask_sequence.rows.models import runs, step_runs, workers
 from flask_sequence.worker.duties import PURGE, REMOVE_GONE_WORKERS, lease, purge
@@ -49,8 +49,16 @@ def test_what_ended_long_ago_is_deleted_in_batches(
     young = [*stuck, ended(stepping, 900), stepping.start(end)]
     narrow = dataclasses.replace(PURGE, rows=2)
     keeping = Keeping(stepping.runtime, duties=[narrow])
-    assert keeping.perform(narrow) == purge.AGAIN_SECONDS  # There is more.
-    assert len(kept(stepping)) == 5
+    pages: list[int] = []
+
+    def count(*args: t.Any, limit: int, **bounds: t.Any) -> t.Any:
+        pages.append(limit)
+        return reads.ended_before(*args, limit=limit, **bounds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(purge, "reads", SimpleNamespace(**{**vars(reads), "ended_before": count}))
+        assert keeping.perform(narrow) == purge.AGAIN_SECONDS  # There is more.
+    assert (len(kept(stepping)), pages) == (5, [2])
     assert keeping.perform(narrow) is None
     assert (kept(stepping), len(old)) == (young, 3)
 
