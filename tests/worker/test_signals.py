@@ -578,3 +578,16 @@ def test_a_database_that_is_down_is_waited_for(
         assert scene.wait(scene.start(WorkTwo)) == [Status.FINISHED]
         assert worker.pid == pid
         assert worker.stop() == 0
+
+
+def test_a_worker_starts_before_its_database(
+    make_app: MakeApp, tmp_path: Path, start_worker: StartWorker
+) -> None:
+    with PostgreSQLServer() as server:
+        create_tables(server.url)
+        scene = Scene.make(make_app, tmp_path, server.url)
+        server.kill()
+        worker = start_worker(scene.source, "-c", "1", env=scene.env)
+        worker.wait_for("The keeper could not")
+        server.start()
+        assert scene.wait(scene.start(WorkTwo)) == [Status.FINISHED]
