@@ -233,6 +233,38 @@ def sets_status(module: str) -> bool:
     return any(keyword.arg == "status" for call in values for keyword in call.keywords)
 
 
+LASTING = re.compile(
+    r"\b(LISTEN|UNLISTEN|NOTIFY|TEMP|TEMPORARY|DISCARD)\b|advisory|get_lock|SET SESSION"
+    r"|(^|;)\s*SET (?!LOCAL|CONSTRAINTS)|set_config\((?!.*, true\))"
+)
+"""What leaves something on a connection, which a pooler gives to somebody else."""
+
+
+def texts_in(module: str) -> list[str]:
+    """Give the texts in a module but its docstrings; what is put into one stands as ``?``."""
+    nodes = list(ast.walk(TREES[module]))
+    made = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+    left_out = {id(part) for node in made for part in node.values}
+    left_out |= {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    texts = [
+        "".join(str(part.value) if isinstance(part, ast.Constant) else "?" for part in node.values)
+        for node in made
+    ]
+    plain = (node for node in nodes if isinstance(node, ast.Constant) and id(node) not in left_out)
+    return texts + [node.value for node in plain if isinstance(node.value, str)]
+
+
+def test_no_statement_leaves_anything_on_a_connection_to_postgresql() -> None:
+    found = {module: list(filter(LASTING.search, texts_in(module))) for module in TREES}
+    del found["rows.endings"]  # it looks for such statements in what a step sends
+    assert {module: texts for module, texts in found.items() if texts} == {
+        "rows.locks": [  # on MariaDB, until the end of a verb
+            "SET SESSION innodb_lock_wait_timeout = ?, SESSION lock_wait_timeout = ?"
+        ],
+        "rows.own_connections": ["SET SESSION ?, ?"],  # on MariaDB, on a keeper's own connection
+    }
+
+
 def test_every_move_of_a_run_stands_in_one_module() -> None:
     assert [module for module in TREES if sets_status(module)] == ["rows.moves"]
 

@@ -138,6 +138,7 @@ def test_any_other_key_is_warned_of_with_the_nearest(
     (record,) = caplog.records
     assert f"{key} is not a setting of flask-sequence" in record.getMessage()
     assert f"nearest one is {nearest}." in record.getMessage()
+    assert record.levelname == "WARNING"
 
 
 def test_other_keys_are_left_to_the_application(caplog: pytest.LogCaptureFixture) -> None:

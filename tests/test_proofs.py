@@ -79,6 +79,9 @@ def test_each_duty_of_the_keeper_is_told() -> None:
     assert told[2:] == [duty.name for duty in DUTIES]
     assert "thirteen duties" in section
     assert len(DUTIES) == 13
+    texts = TEXTS.values()
+    counted = {word for text in texts for word in re.findall(r"(?<!')\b([a-z]+) duties", text)}
+    assert counted == {"thirteen"}
 
 
 def test_the_readme_names_the_lower_bounds() -> None:

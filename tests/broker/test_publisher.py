@@ -14,6 +14,7 @@ from flask_sequence.broker.line import collect
 from flask_sequence.broker.publisher import Publisher
 from flask_sequence.runtime import Nudge, runtime_of
 from tests.support import services
+from tests.support.logs import level_of
 
 if t.TYPE_CHECKING:
     from flask import Flask
@@ -55,6 +56,7 @@ def test_a_broker_that_stays_away_is_named_once(
         patch.setattr(publisher._line, "_send_once", cut)
         assert [publisher.publish([NUDGE], rest=False) for _ in range(3)] == [0, 0, 0]
     assert caplog.text.count("The broker does not take messages (OSError: cut)") == 1
+    assert level_of(caplog, "The broker does not take messages") == "WARNING"
     assert publisher.publish([NUDGE]) == 0  # it rests
     assert publisher.publish([NUDGE], rest=False) == 1
 
@@ -123,7 +125,7 @@ def test_a_message_that_cannot_be_made_keeps_no_other_back(
     unknown = dataclasses.replace(NUDGE, queue="nowhere")
     assert redis_publisher.publish([NUDGE, unknown, NUDGE]) == 2
     assert depth(redis_publisher) == 2
-    assert "S.a cannot be published: QueueNotFound" in caplog.text
+    assert level_of(caplog, "S.a cannot be published: QueueNotFound") == "ERROR"
 
 
 def test_redis_is_asked_by_one_client(

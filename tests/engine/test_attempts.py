@@ -32,6 +32,7 @@ from flask_sequence.rows import moves
 from flask_sequence.rows.models import runs, step_runs
 from flask_sequence.rows.moves import Move
 from tests.support.application import Effect, db
+from tests.support.logs import level_of
 from tests.support.stepping import (
     Body,
     Stepping,
@@ -429,20 +430,29 @@ def test_a_step_that_is_gone_once_it_is_claimed_is_handed_back(
     assert stepping.notes() == []
 
 
-def test_a_filter_of_the_log_that_raises_undoes_nothing(sqlite_stepping: Stepping) -> None:
+@pytest.mark.parametrize("what", ["filter", "handler"])
+def test_a_log_that_raises_undoes_nothing(sqlite_stepping: Stepping, what: str) -> None:
     def refuse(record: t.Any) -> t.NoReturn:
+        raised.append(record)
         raise RuntimeError("out of context")
 
-    run_id = sqlite_stepping.start(make_step(raising(ValueError("told")), max_retries=1))
+    raised: list[t.Any] = []
+    handler = logging.Handler()
+    handler.emit = refuse  # type: ignore[method-assign]
+    run_id = sqlite_stepping.start(end, make_step(raising(ValueError("told")), max_retries=1))
     log = logging.getLogger("flask_sequence")
-    log.addFilter(refuse)
+    log.setLevel("INFO")
+    log.addFilter(refuse) if what == "filter" else log.addHandler(handler)
     try:
-        for _ in range(2):
+        for _ in range(3):
             sqlite_stepping.advance(run_id)
     finally:
+        log.setLevel("NOTSET")
         log.removeFilter(refuse)
+        log.removeHandler(handler)
     row = sqlite_stepping.row(run_id)
     assert (row.status, row.retries, row.error) == (Status.FAILED, 1, "ValueError: told")
+    assert (sqlite_stepping.notes(), len(raised)) == (["end"], 3)
 
 
 def test_an_error_whose_text_nothing_takes_is_kept_by_its_type(
@@ -617,6 +627,23 @@ def test_a_transient_error_that_stays_is_handed_back(
     assert 2 < delay_of(row) < 4
     assert "database is locked" in row.error
     assert sqlite_stepping.history(run_id) == []
+
+
+@pytest.mark.parametrize("share", [0.8, 1.2])
+def test_who_waits_for_the_database_waits_longer_each_time(
+    sqlite_stepping: Stepping, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda *bounds: share if share in bounds else 1.0)
+
+    def body(step: t.Any) -> None:
+        ask_to_repeat(db.session.connection())
+
+    run_id, delays = sqlite_stepping.start(make_step(body, max_retries=0)), []
+    sqlite_stepping.set(run_id, waits=1)  # it has had its tries at once
+    while sqlite_stepping.advance(run_id).status is Status.WAITING:
+        delays.append(delay_of(sqlite_stepping.row(run_id)) / share)
+    assert delays == [pytest.approx(seconds, abs=0.01) for seconds in (6, 12, 24, 30)]
+    assert sqlite_stepping.row(run_id).status is Status.FAILED
 
 
 @pytest.mark.parametrize(
@@ -830,6 +857,7 @@ def test_a_move_waits_for_the_database(
     assert len(pauses) == 8
     assert max(pauses) <= patience.LONGEST_PAUSE
     assert caplog.text.count("Waiting for the database") == 1
+    assert level_of(caplog, "Waiting for the database") == "WARNING"
 
 
 def test_a_move_whose_answer_is_lost_is_looked_for(

@@ -147,6 +147,24 @@ def test_what_is_kept_goes_back_before_a_session_needs_it(keeping: Stepping) -> 
     assert (keeping.row(run_id).data["n"], keeping.notes()) == (2, ["here"])
 
 
+def test_a_step_that_uses_no_session_holds_it_in_no_transaction(keeping: Stepping) -> None:
+    seen: list[tuple[int, list[str]]] = []
+
+    def look(step: t.Any) -> None:
+        with keeping.connect() as connection:
+            states = connection.exec_driver_sql(
+                "SELECT state FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            seen.append((lent.now, list(states.scalars())))
+
+    run_id = keeping.start(make_step(quiet, "s1"), look, make_step(quiet, "s3"), n=0)
+    row, lent = keeping.row(run_id), Lent(keeping)
+    assert advance(keeping.runtime, run_id, row.version).status is Status.FINISHED
+    assert seen == [(1, ["idle"])]
+    assert (lent.times, lent.now) == (1, 0)
+
+
 def test_a_pool_that_does_not_take_it_back_does_not_undo_the_outcome(
     keeping: Stepping, caplog: pytest.LogCaptureFixture
 ) -> None:

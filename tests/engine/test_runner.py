@@ -16,7 +16,7 @@ from flask import Flask, appcontext_pushed, g
 from flask.globals import app_ctx
 from sqlalchemy.orm import Session
 
-from flask_sequence import Status, StepStatus
+from flask_sequence import Status, StepStatus, step
 from flask_sequence.engine import attempt
 from flask_sequence.engine.attempt import LEFT_ALONE
 from flask_sequence.engine.in_hand import InHand
@@ -25,6 +25,7 @@ from flask_sequence.rows import reads
 from flask_sequence.rows.dialects import clock, later
 from flask_sequence.rows.models import EMPTIED, step_runs, workers
 from tests.support.application import Effect, db
+from tests.support.logs import level_of
 from tests.support.stepping import Stepping, be_worker, make_sequence, make_step, note
 
 FINISHED = StepStatus.FINISHED
@@ -285,6 +286,20 @@ def test_what_a_step_changes_in_the_data_is_kept(stepping: Stepping) -> None:
     assert dict(stepping.row(run_id).data) == {"replaced": {"er": {"x": True}}}
 
 
+@pytest.mark.parametrize("returned", [{"x": 2}, object(), False], ids=repr)
+def test_what_a_step_returns_is_not_kept(sqlite_stepping: Stepping, returned: object) -> None:
+    @step
+    def function(data: dict[str, t.Any]) -> object:
+        return returned
+
+    run_id = sqlite_stepping.start(lambda step: returned, function, b, x=1)
+    for _ in range(3):
+        assert sqlite_stepping.advance(run_id).error is None
+    row = sqlite_stepping.row(run_id)
+    assert (row.status, dict(row.data), row.attempt) == (Status.FINISHED, {"x": 1}, 1)
+    assert [end for _, _, end in sqlite_stepping.history(run_id)] == [StepStatus.FINISHED] * 3
+
+
 def test_data_that_did_not_change_is_not_written(stepping: Stepping) -> None:
     def same(step: t.Any) -> None:
         step.data["x"].append(step.data["x"].pop())
@@ -454,7 +469,7 @@ def test_lost_claims_are_logged_quietly(
 
     with caplog.at_level(logging.INFO):
         assert sqlite_stepping.advance(sqlite_stepping.start(lose)).status is None
-    assert "no longer held by this process" in caplog.text
+    assert level_of(caplog, "no longer held by this process") == "INFO"
 
 
 def test_a_process_that_is_no_worker_counts_as_one_while_it_performs_runs(

@@ -277,7 +277,11 @@ class TestForgottenCommit:
         with make_app(sqlite_url).app_context():
             TwoSteps.start()
             getattr(db.session, end, lambda: None)()
-        assert ("not committed" in caplog.text) is warns
+        told = (
+            "Started and not committed: TwoSteps.First. Unless a teardown function commits them"
+            " yet, they will not run: call db.session.commit() after start()."
+        )
+        assert caplog.messages == [told] * warns
 
     def test_with_an_exception_in_a_plain_context(
         self, make_app: MakeApp, sqlite_url: str, caplog: pytest.LogCaptureFixture
@@ -337,8 +341,13 @@ class TestSet:
         plain = make_step(lambda step: None, "plain")
         for first in (own, plain):
             make_sequence(first).set(queue="bulk", priority=7).start()
+        make_sequence(plain).start()
         db.session.commit()
-        assert [(nudge.queue, nudge.priority) for nudge in published] == [("mail", 3), ("bulk", 7)]
+        assert [(nudge.queue, nudge.priority) for nudge in published] == [
+            ("mail", 3),
+            ("bulk", 7),
+            ("celery", None),
+        ]
 
     @pytest.mark.parametrize("zone", [UTC, datetime.timezone(datetime.timedelta(hours=-7.5))])
     def test_eta(self, published: list[Nudge], zone: datetime.tzinfo) -> None:

@@ -113,6 +113,16 @@ class SoftLimit(Noted):
         time.sleep(60)
 
 
+class Asking(Noted):
+    """Tries again until the test opens the gate."""
+
+    max_retries = None
+
+    def work(self) -> None:
+        if not (folder() / "open").exists():
+            self.retry(countdown=0.2)
+
+
 class Backend(Noted):
     """Notes which connection it has."""
 
@@ -151,6 +161,10 @@ class WorkHard(BaseSequence):
 
 class WorkSoft(BaseSequence):
     steps = (SoftLimit, Second)
+
+
+class WorkAsking(BaseSequence):
+    steps = (Asking, Second)
 
 
 class WorkBackend(BaseSequence):

@@ -23,6 +23,7 @@ from flask_sequence.worker.keeper import Keeper
 from flask_sequence.worker.signals import limited_steps
 from tests.support.application import db
 from tests.support.keeping import Keeping
+from tests.support.logs import level_of
 from tests.support.stepping import Stepping, note
 from tests.support.waiting import wait_until
 from tests.support.working import WorkHard
@@ -146,6 +147,7 @@ def test_a_duty_that_fails_keeps_no_other_from_its_turn(
     assert done == ["fail", "work", "fail"] * 3
     told = f"The keeper could not fail always, fail, too: {type(error).__name__}: {error}"
     assert [record.getMessage() for record in caplog.records] == [told]
+    assert level_of(caplog, told) == "WARNING"
 
 
 def test_a_duty_that_fails_is_named_once_an_interval(

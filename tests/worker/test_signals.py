@@ -41,9 +41,17 @@ from tests.support import services
 from tests.support.application import db
 from tests.support.servers import PostgreSQLServer, RedisServer
 from tests.support.stepping import be_worker
-from tests.support.waiting import wait_until
+from tests.support.waiting import meanwhile, wait_until
 from tests.support.workers import ROOT, Worker, write_module
-from tests.support.working import FOLDER, Scene, WorkBackend, WorkGated, WorkKept, WorkTwo
+from tests.support.working import (
+    FOLDER,
+    Scene,
+    WorkAsking,
+    WorkBackend,
+    WorkGated,
+    WorkKept,
+    WorkTwo,
+)
 
 if t.TYPE_CHECKING:
     from flask import Flask
@@ -106,6 +114,20 @@ def test_gevent_too(
     scene.open()
     assert scene.wait([gated]) == [Status.FINISHED]
     assert worker.stop() == 0
+
+
+def test_a_run_that_waits_for_another_try_holds_no_slot(
+    make_app: MakeApp, sqlite_url: str, tmp_path: Path, start_worker: StartWorker
+) -> None:
+    scene = Scene.make(make_app, tmp_path, sqlite_url)
+    start_worker(scene.source, "-c", "1", env=scene.env)
+    (asking,) = scene.start(WorkAsking)
+    wait_until(lambda: len(scene.attempts("Asking")) > 1)
+    assert scene.wait(scene.start(WorkTwo)) == [Status.FINISHED]
+    assert scene.run(asking).status is not Status.FINISHED
+    scene.open()
+    assert scene.wait([asking]) == [Status.FINISHED]
+    assert scene.effects()[asking, "Asking"] == 1
 
 
 @pytest.mark.parametrize("pool", ["gevent", "prefork"])
@@ -363,6 +385,34 @@ def test_children_have_connections_of_their_own(
     with scene.app.app_context():  # the parent's own was not closed by a child
         alive = db.session.scalars(sa.text("select pid from pg_stat_activity")).all()
     assert parent in alive
+
+
+def test_a_worker_takes_a_connection_for_each_slot_and_two(
+    make_app: MakeApp, postgresql_url: str, tmp_path: Path, start_worker: StartWorker
+) -> None:
+    """One is the keeper's, and one stays in the pool of the main process."""
+    scene = Scene.make(make_app, tmp_path, postgresql_url)
+    engine = sa.create_engine(postgresql_url, poolclass=NullPool)
+    most = [0]
+
+    def look() -> None:
+        with engine.connect() as connection:
+            found = connection.exec_driver_sql(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'counted'"
+                " AND datname = current_database()"
+            )
+            most.append(found.scalar_one())
+
+    ids = [*scene.start(WorkGated, 2), *scene.start(WorkTwo, 30)]
+    with meanwhile(look, interval=0.005):
+        worker = start_worker(scene.source, "-c", "2", env={**scene.env, "PGAPPNAME": "counted"})
+        wait_until(lambda: len(scene.attempts("Gate")) == 2)
+        swept = scene.workers()[0].seen_until
+        wait_until(lambda: scene.workers()[0].seen_until > swept)
+        scene.open()
+        assert set(scene.wait(ids)) == {Status.FINISHED}
+    assert worker.stop() == 0
+    assert 2 < max(most) <= 2 + 2
 
 
 def test_children_are_replaced_while_the_keeper_works(

@@ -19,11 +19,13 @@ from kombu import Queue
 
 from flask_sequence import BaseSequence, SequenceRun, SetupError, Status, Step, step
 from flask_sequence.broker import embedded_config
+from flask_sequence.broker.line import MORE
 from flask_sequence.broker.publisher import Publisher, publisher_of
 from flask_sequence.rows.models import FORMAT
 from flask_sequence.runtime import TASK, Nudge, runtime_of
 from flask_sequence.worker.task import runtime_for
 from tests.support.application import db
+from tests.support.logs import level_of
 from tests.support.servers import RedisServer, free_port
 from tests.support.silence import SilentBroker
 from tests.support.waiting import wait_until
@@ -169,8 +171,8 @@ def test_looking_for_an_application_makes_no_celery_app(make_app: MakeApp, sqlit
 def test_a_nudge_without_an_application_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     celery = Celery("stranger", set_as_current=False)
     celery.tasks[TASK](format=FORMAT, id=1, version=0)
-    (record,) = caplog.records
-    assert "no Sequence extension knows" in record.getMessage()
+    assert level_of(caplog, "no Sequence extension knows") == "ERROR"
+    assert len(caplog.records) == 1
 
 
 def test_something_else_in_the_place_of_celery_is_refused(
@@ -202,6 +204,20 @@ def test_a_message_holds_a_format_an_id_a_version_and_a_mark(file_app: MakeApp) 
     assert message.headers["timelimit"] == [None, None]
     assert message.headers["ignore_result"] is True
     assert message.headers["eta"] is None
+
+
+def test_a_message_holds_none_of_the_data(file_app: MakeApp) -> None:
+    app = file_app()
+    with app.app_context():
+        TaskLimited.set(key="of nobody else").start(secret="hush")
+        TaskLimited.start_many([{"secret": "hush"}] * 100)
+        db.session.commit()
+    found = messages(app.extensions["celery"], "mail")
+    for message in found:
+        written = f"{message.body} {message.headers} {message.properties}"
+        assert "TaskLimited.limited" in written
+        assert not any(told in written for told in ("secret", "hush", "of nobody else"))
+    assert [message.headers.get(MORE) for message in found] == [None] * 99 + [True]
 
 
 def test_a_message_of_a_long_sequence_is_as_small(file_app: MakeApp) -> None:
@@ -312,8 +328,8 @@ def test_a_queue_that_celery_may_not_create_stops_no_other_run(
             TaskShort.set(queue=queue).start()
         db.session.commit()
     assert len(messages(app.extensions["celery"])) == 2
-    (record,) = caplog.records
-    assert "TaskShort.first cannot be published: QueueNotFound" in record.getMessage()
+    assert level_of(caplog, "TaskShort.first cannot be published: QueueNotFound") == "ERROR"
+    assert len(caplog.records) == 1
 
 
 # Messages that nobody sent
@@ -580,6 +596,7 @@ def test_what_a_nudge_raises_is_logged_and_stored(
     text = "RuntimeError: the listener forgot its config"
     assert told[0].getMessage() == f"A nudge for run {run_id} failed: {text}"
     assert told[0].exc_info is not None
+    assert {record.levelname for record in told} == {"ERROR"}
     assert len(told) == refusals - 1
     run = db.session.get_one(SequenceRun, run_id)
     assert (run.status, run.error) == (Status.WAITING, text if refusals == 2 else None)

@@ -19,6 +19,7 @@ from flask_sequence.rows.models import FORMAT, runs
 from flask_sequence.worker.duties import PUBLISH_DUE, publishing
 from tests.support.application import db
 from tests.support.keeping import Keeping, spoil_time
+from tests.support.logs import level_of
 from tests.support.stepping import Stepping, make_sequence, note
 
 DEFAULT = "celery"
@@ -263,3 +264,22 @@ def test_a_run_that_cannot_be_read_spoils_no_other(stepping: Stepping) -> None:
         (broken, DEFAULT),
         (good, DEFAULT),
     ]
+
+
+def test_a_run_that_cannot_be_published_is_named(
+    stepping: Stepping, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, good = (stepping.start(end) for _ in range(2))
+    with stepping.connect() as connection:
+        connection.execute(sa.update(runs).values(published_at=None))
+    real = moves.mark_published
+
+    def mark(connection: sa.Connection, run_ids: t.Collection[int]) -> None:
+        if broken in run_ids:
+            connection.exec_driver_sql("SELECT nothing FROM sequence_runs")
+        real(connection, run_ids)
+
+    monkeypatch.setattr(moves, "mark_published", mark)
+    keeping = Keeping(stepping.runtime)
+    assert [nudge.run_id for nudge in keeping.do(PUBLISH_DUE)] == [good]
+    assert level_of(caplog, f"Run {broken} cannot be published") == "ERROR"

@@ -12,6 +12,7 @@ from flask_sequence.rows import upkeep
 from flask_sequence.rows.dialects import later
 from flask_sequence.worker.duties import FOLLOW_QUEUES, PUBLISH_DUE, RENEW_LEASE
 from tests.support.keeping import Keeping
+from tests.support.logs import level_of
 from tests.support.stepping import Stepping, make_sequence, make_step, note
 
 OVERDUE: dict[str, t.Any] = {"due_at": later(-10.5), "published_at": later(-60)}
@@ -44,6 +45,7 @@ def test_a_queue_that_nobody_consumes_is_told_of_once(
         "2 runs are waiting for a worker. No running worker consumes the queue 'mail': start one"
         " with 'flask sequence worker -Q mail'."
     ]
+    assert level_of(caplog, "are waiting for a worker") == "WARNING"
     assert stepping.row(run_ids[0]).queue == "mail"
 
     add_worker(stepping, "mail", "other")

@@ -30,6 +30,7 @@ from flask_sequence.worker.duties import (
     recovery,
 )
 from tests.support.keeping import Keeping, spoil_time
+from tests.support.logs import level_of
 from tests.support.stepping import Stepping, be_worker, make_sequence, make_step, note
 from tests.support.strangers import Stranger
 
@@ -98,7 +99,9 @@ def labels(stepping: Stepping, run_id: int) -> list[str]:
         return list(connection.execute(told).scalars())
 
 
-def test_crashes_wait_longer_and_fail_in_the_end(sqlite_stepping: Stepping) -> None:
+def test_crashes_wait_longer_and_fail_in_the_end(
+    sqlite_stepping: Stepping, caplog: pytest.LogCaptureFixture
+) -> None:
     runtime = sqlite_stepping.runtime
     claim = claimed(sqlite_stepping)
     delays = []
@@ -106,6 +109,7 @@ def test_crashes_wait_longer_and_fail_in_the_end(sqlite_stepping: Stepping) -> N
         nudges = free_orphans(sqlite_stepping)
         row = sqlite_stepping.row(claim.id)
         assert (row.crashes, row.retries) == (crash, 0)
+        assert level_of(caplog, f"(crash {crash} of 5") == ("ERROR" if crash == 5 else "WARNING")
         if crash == 5:
             break
         delays.append((row.due_at - row.updated_at).total_seconds())
@@ -197,7 +201,7 @@ def test_a_run_that_cannot_be_taken_up_spoils_no_other(
     states = [stepping.row(claim.id).status for claim in claims]
     assert states == [Status.WAITING, Status.RUNNING, Status.WAITING]
     told = f"Run {claims[1].id}, step Made.end, attempt 1 cannot be taken over"
-    assert told in caplog.text
+    assert level_of(caplog, told) == "ERROR"
     with pytest.raises(sa.exc.DBAPIError):  # it is named in the log by the keeper
         keeping.do(FREE_ORPHANS)
     assert caplog.text.count(told) == 1

@@ -13,6 +13,7 @@ from flask_sequence.rows import reads
 from flask_sequence.rows.dialects import later
 from flask_sequence.worker.duties import BLOCK_UNKNOWN, PUBLISH_DUE, UNBLOCK_KNOWN, unknown
 from tests.support.keeping import Keeping
+from tests.support.logs import level_of
 from tests.support.stepping import Stepping, make_sequence, make_step, note
 
 DEFAULT = "celery"
@@ -47,14 +48,14 @@ def test_unknown_steps_are_blocked_after_two_intervals_and_freed(
         " the run."
     )
     assert (rows[0].version, rows[0].attempt, rows[0].due_at) == (1, 0, None)
-    assert "2 runs are blocked" in caplog.text
+    assert level_of(caplog, "2 runs are blocked") == "WARNING"
     assert stepping.advance(rows[0].id).status is None
 
     make_sequence(end, make_step(end, "renamed"))
     mark_unknown(stepping, "elsewhere")
     row = stepping.row(rows[0].id)
     assert (row.status, row.error, row.version) == (Status.WAITING, None, 2)
-    assert "2 runs at step Made.renamed no longer blocked" in caplog.text
+    assert level_of(caplog, "2 runs at step Made.renamed no longer blocked") == "INFO"
     nudges = Keeping(stepping.runtime).do(PUBLISH_DUE)
     assert {rows[0].id, rows[1].id} <= {nudge.run_id for nudge in nudges}
     assert stepping.advance(row.id).status is Status.FINISHED
