@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import os
 import pathlib
@@ -13,6 +14,7 @@ from celery import Celery, Task, _state
 from celery.app import defaults
 from flask import Flask
 
+from ..errors import ConfigError
 from .transport import POLLING_SECONDS
 
 TRANSPORT = "flask_sequence.broker.transport:Transport"
@@ -56,7 +58,7 @@ def make_celery(app: Flask) -> Celery:
     """Make the Celery app of a Flask app that has none, as Flask's documentation does.
 
     Its settings are ``app.config["CELERY"]``, and those keys of ``app.config`` that Celery knows by
-    their names, such as ``CELERY_BROKER_URL``. Where none of them names a broker, it is the one of
+    their names, such as ``CELERY_BROKER_URL``. If none of them names a broker, it is the one of
     Celery's own environment variables, or else the embedded one in the instance folder. Tasks run
     in an app context.
 
@@ -65,21 +67,27 @@ def make_celery(app: Flask) -> Celery:
 
     :param app: The Flask app.
     :return: The Celery app, also in ``app.extensions["celery"]``.
+    :raises ConfigError: If ``app.config["CELERY"]`` is an address.
 
     .. versionadded:: 0.1
     """
     celery = Celery(app.name, task_cls=_context_task(app), set_as_current=False)
     config, named = app.config.get("CELERY"), _named_settings(app.config)
-    if config:
-        celery.config_from_object({**named, **config} if isinstance(config, t.Mapping) else config)
-    elif "broker_url" in named or _broker_in_environment():
-        celery.config_from_object(
-            {"broker_connection_retry_on_startup": True, "task_ignore_result": True, **named}
-        )
+    if isinstance(config, str) and "://" in config:
+        raise ConfigError("CELERY", 'is an address: write CELERY = {"broker_url": "..."}.')
+    if config and not isinstance(config, t.Mapping):
+        celery.config_from_object(config)  # a module or an object
     else:
-        folder = pathlib.Path(app.instance_path) / "sequence_broker"
-        celery.config_from_object({**embedded_config(folder), **named})
-        _to_warn.add(celery)
+        _warn_of_misspelled(config or {})
+        settings = {**named, **(config or {})}
+        if not _names_broker(settings) and not _broker_in_environment():
+            renamed = {_OLD_NAMES.get(name, name): value for name, value in settings.items()}
+            settings = {**embedded_config(_folder_of(app)), **renamed}
+            _to_warn.add(celery)
+        elif not config:
+            ours = {"broker_connection_retry_on_startup": True, "task_ignore_result": True}
+            settings = {**ours, **settings}
+        celery.config_from_object(settings)
     if not foreign_celeries():
         celery.set_default()
     _made.add(celery)
@@ -138,13 +146,42 @@ def _broker_in_environment() -> bool:
     return any(os.environ.get(name) for name in names)
 
 
+def _folder_of(app: Flask) -> pathlib.Path:
+    return pathlib.Path(app.instance_path) / "sequence_broker"
+
+
+_OLD_NAMES: dict[str, str] = t.cast(t.Any, defaults)._TO_NEW_KEY
+_BROKERS = {"broker_url", "broker_read_url", "broker_write_url", "broker_host", "broker_transport"}
+
+
+def _names_broker(settings: t.Mapping[str, t.Any]) -> bool:
+    names = {_OLD_NAMES.get(name, name.lower()) for name, value in settings.items() if value}
+    return bool(names & _BROKERS)
+
+
+def _warn_of_misspelled(config: t.Mapping[str, t.Any]) -> None:
+    """Warn of what Celery would leave unread without a word."""
+    for name in config:
+        if name in defaults.SETTING_KEYS or name in _OLD_NAMES:
+            continue
+        meant = name.lower().removeprefix("celery_")
+        near = difflib.get_close_matches(meant, defaults.SETTING_KEYS, n=1, cutoff=0.75)
+        if near:
+            logger.warning(
+                "CELERY has the key %r, which is not a setting of Celery and has no effect: did you"
+                " mean %r?",
+                name,
+                near[0],
+            )
+
+
 def _named_settings(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Read Celery's settings from the keys of a Flask app, by their old and their new names."""
-    named, old_names = {}, t.cast(t.Any, defaults)._TO_NEW_KEY
+    named = {}
     for key, value in config.items():
         name = key.removeprefix("CELERY_").lower() if key.startswith("CELERY_") else ""
         if name not in defaults.SETTING_KEYS:
-            name = old_names.get(key, "") if key.startswith(("CELERY", "BROKER_")) else ""
+            name = _OLD_NAMES.get(key, "") if key.startswith(("CELERY", "BROKER_")) else ""
         if name and value is not None:
             named[name] = value
     return named
@@ -168,5 +205,5 @@ def warn_embedded(app: Flask) -> None:
         ' production, set a broker: app.config["CELERY"] = {"broker_url": "redis://..."}, or'
         " CELERY_BROKER_URL; or pass your Celery app to Sequence(celery=...). To keep the files"
         ' deliberately: app.config["CELERY"] = flask_sequence.broker.embedded_config(folder).',
-        pathlib.Path(app.instance_path) / "sequence_broker",
+        _folder_of(app),
     )

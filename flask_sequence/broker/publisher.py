@@ -14,7 +14,7 @@ from ..runtime import Nudge, Runtime
 from .bounded import Bounded, BusyError
 from .embedded import warn_embedded
 from .line import Line
-from .problems import setup_problem
+from .problems import setup_problem, shown_broker
 
 if t.TYPE_CHECKING:
     from celery import Celery
@@ -131,8 +131,9 @@ class Publisher:
         logger.warning(
             "The broker does not take messages (%s). Nothing is lost: workers pick the runs up once"
             " they reach it again. If this persists, check its server, and broker_url in the"
-            " settings of Celery.",
+            " settings of Celery, which is %s.",
             one_line(error),
+            shown_broker(self.celery),
         )
 
 

@@ -290,9 +290,9 @@ def retry(run_id: int) -> None:
     Examples:
       flask sequence retry 17
     """
-    run = control.find_run(run_id)
-    run.retry()
+    control.find_run(run_id).retry()
     _commit()
+    run = control.find_run(run_id)
     click.echo(f"Run {run_id} will run again from {escape(run.step)}.")
     _warn(consumers.missing_workers([run]))
 

@@ -6,6 +6,8 @@ import contextlib
 import time
 import typing as t
 
+from sqlalchemy.orm import Session
+
 from ..definition.registry import find_sequence
 from ..errors import BusyError, MoveRefusedError, RunNotFoundError
 from ..rows import moves, reads
@@ -148,10 +150,13 @@ def find_run(run_id: int) -> SequenceRun:
 
     :raises RunNotFoundError: If there is none with that id.
     """
-    run = current_runtime().db.session.get(SequenceRun, run_id)
-    if run is None:
-        raise RunNotFoundError(run_id)
-    return run
+    session = current_runtime().db.session()
+    # Where runs are written: what the session reads may come from a replica.
+    with Session(connection_of(session)) as reader:
+        run = reader.get(SequenceRun, run_id)
+        if run is None:
+            raise RunNotFoundError(run_id)
+        return session.merge(run, load=False)
 
 
 def list_runs(

@@ -57,6 +57,8 @@ class Keeper(threading.Thread):
         super().__init__(name="flask-sequence-keeper", daemon=True)
         self.post: Post = Post(runtime, consumer)
         self._quiet_seconds = runtime.settings.sweep_seconds or 5.0
+        self._told_at = float("-inf")
+        """When the log was told last that the database does not answer."""
         self._stopped = threading.Event()
         self._assigned: dict[Duty, _Assignment] = {}
         for duty in duties:
@@ -128,8 +130,11 @@ class Keeper(threading.Thread):
         wanted: float | None = None
         try:
             wanted = self.perform(duty)
+        except NoConnectionError as error:
+            self._tell_unanswered(error)
+            wanted = duty.retry
         except BaseException as error:  # SystemExit, too, would only end the thread
-            trouble["could not", one_line(_cause_of(error))].append(assigned)
+            trouble["could not", one_line(error)].append(assigned)
             wanted = duty.retry
         else:
             taken = time.monotonic() - began
@@ -137,6 +142,17 @@ class Keeper(threading.Thread):
                 text = f"it took {taken:.1f} s, and should take at most {duty.seconds:g} s"
                 trouble["was slow to", text].append(assigned)
         return assigned.interval if wanted is None else wanted
+
+    def _tell_unanswered(self, error: NoConnectionError) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= self._quiet_seconds:
+            self._told_at = now
+            logger.warning(
+                "The database does not answer (%s): start its server, or correct"
+                " SQLALCHEMY_DATABASE_URI. Until then this worker takes nothing over, and"
+                " publishes nothing.",
+                one_line(error.__cause__ or error),
+            )
 
     def _tell(self, trouble: _Trouble) -> None:
         """Log what went wrong, of each duty once an interval."""
@@ -149,7 +165,3 @@ class Keeper(threading.Thread):
                 logger.warning("The keeper %s %s: %s", what, names, text)
             for each in new:
                 each.told_at = now
-
-
-def _cause_of(error: BaseException) -> BaseException:
-    return error.__cause__ or error if isinstance(error, NoConnectionError) else error

@@ -161,6 +161,7 @@ def _prepare(runtime: Runtime, worker: t.Any) -> None:
 def _check_tables(engine: Engine) -> None:
     with contextlib.suppress(*NO_ANSWER), single_statements(engine) as connection:
         reads.living_workers(connection)
+    engine.dispose()  # the pool of a main process would keep it, unused
 
 
 def _check_broker(runtime: Runtime, queues: t.Iterable[t.Any]) -> None:

@@ -17,6 +17,7 @@ from flask import Flask, current_app
 
 from flask_sequence.broker import embedded
 from flask_sequence.broker.transport import Transport
+from flask_sequence.errors import ConfigError
 from tests.support.waiting import wait_until
 
 PROJECT = pathlib.Path(__file__).parents[2]
@@ -203,6 +204,10 @@ def test_celerys_own_variable_goes_before_the_embedded_broker(
             "redis://b.invalid",
         ),
         ({"CELERY": "tests.broker.celeryconfig"}, "task_default_queue", "module"),
+        ({"CELERY": {"task_default_queue": "x"}}, "broker_url", "filesystem://"),
+        ({"CELERY": {"task_default_queue": "x"}}, "task_default_queue", "x"),
+        ({"CELERY": {"CELERY_DEFAULT_QUEUE": "old"}}, "broker_url", "filesystem://"),
+        ({"CELERY": {"BROKER_URL": "redis://c.invalid"}}, "broker_url", "redis://c.invalid"),
     ],
 )
 def test_settings_under_their_own_names_are_taken(
@@ -220,6 +225,45 @@ def test_settings_under_their_own_names_are_taken(
     embedded.warn_embedded(app)
     is_embedded = celery.conf.broker_transport is not None
     assert bool(caplog.records) is is_embedded
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("broker", "broker_url"),
+        ("broker_ur", "broker_url"),
+        ("BROKER_URI", "broker_url"),
+        ("CELERY_BROKER_URL", "broker_url"),
+        ("task_default_que", "task_default_queue"),
+    ],
+)
+def test_a_misspelled_setting_is_told_of(
+    app: Flask, name: str, meant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.config["CELERY"] = {name: "redis://a.invalid"}
+    celery = embedded.make_celery(app)
+    assert caplog.messages == [
+        f"CELERY has the key {name!r}, which is not a setting of Celery and has no effect: did you"
+        f" mean {meant!r}?"
+    ]
+    assert celery.conf.broker_url == "filesystem://"  # and not a server that nobody has named
+    embedded.warn_embedded(app)
+    assert "publishes through files" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["redbeat_redis_url", "shop_secret", "broker_url", "BROKER_URL"])
+def test_a_key_of_somebody_else_is_not(
+    app: Flask, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.config["CELERY"] = {name: "redis://a.invalid"}
+    embedded.make_celery(app)
+    assert caplog.messages == []
+
+
+def test_an_address_is_refused_where_settings_are_expected(app: Flask) -> None:
+    app.config["CELERY"] = "redis://a.invalid"
+    with pytest.raises(ConfigError, match=r'write CELERY = \{"broker_url": "\.\.\."\}'):
+        embedded.make_celery(app)
 
 
 def test_a_task_runs_in_an_app_context_of_its_own(app: Flask) -> None:

@@ -9,10 +9,12 @@ import sqlalchemy as sa
 from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy.pool import NullPool
 
+from flask_sequence.engine import control
 from tests.conftest import create_tables
 from tests.support import services
 from tests.support.application import db
 from tests.support.living import live
+from tests.support.starts import TwoSteps
 from tests.support.stepping import recorded
 
 if t.TYPE_CHECKING:
@@ -77,6 +79,10 @@ def test_runs_are_written_and_read_on_the_primary(
         assert db.session.scalar(sa.select(sa.literal(1))) == 1
     with recorded(app) as primary:
         live(app, changing(database_url))
+    with app.app_context():
+        run = TwoSteps.start()
+        db.session.commit()
+        assert control.find_run(control.id_of(run)).sequence == "TwoSteps"
     assert replica.pop(0).startswith("SELECT")
     assert replica == []
     assert [statement for statement in primary if "sequence_runs" in statement] != []
