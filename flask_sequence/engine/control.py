@@ -20,7 +20,7 @@ from .connections import connection_of
 from .consumers import no_consumer
 from .contexts import expire, identity_of
 from .known_steps import options_of
-from .transaction import is_uncommitted, publish_after_commit
+from .transaction import is_uncommitted, publish_after_commit, room_to_publish
 from .waiting import LockWaits, brief_read, busy
 
 LONGEST_POLL = 0.25
@@ -38,7 +38,8 @@ def retry(run: SequenceRun) -> None:
             return row, False
         waits.tighten()
         act = moves.revive if row.status is Status.FAILED else moves.hasten
-        return row, act(waits.connection, row.id, row.version)
+        is_published = room_to_publish(session) > 0
+        return row, act(waits.connection, row.id, row.version, is_published=is_published)
 
     row, moved = waits.act(move)
     if row is None:

@@ -199,20 +199,23 @@ def start_many(
     session = runtime.db.session()
     waits = LockWaits(session, busy("The table of runs"))
     same = _new_row(runtime, definition, options)
-    room = room_to_publish(session)
 
-    def insert() -> t.Iterator[int]:
+    def insert() -> tuple[list[int], int]:
+        session.flush()
+        room = room_to_publish(session)
+        run_ids: list[int] = []
         for part, is_published in ((rows[:room], True), (rows[room:], False)):
             for batch in _batches(part):
-                yield from insert_many(
+                run_ids += insert_many(
                     waits.connection,
                     batch,
                     same=same,
                     due_at=options.due_at,
                     is_published=is_published,
                 )
+        return run_ids, room
 
-    run_ids = waits.act(lambda: list(insert()))
+    run_ids, room = waits.act(insert)
     delay = max(options.delay or 0.0, 0.0)
     most = None if runtime.is_eager else room + 1  # one more, to know that there are more
     for run_id, row in zip(run_ids[:most], rows, strict=False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import typing as t
 
 import sqlalchemy as sa
@@ -66,8 +67,9 @@ def publish_after_commit(session: Session, nudge: Nudge, *, publish: bool = True
 
 
 def room_to_publish(session: Session) -> int:
-    """Count the nudges that the commit of a session may still publish."""
-    return max(MOST_NUDGES - sum(entry.publish for entry in _written(session)), 0)
+    """Count the nudges that the commit of a session may still publish, once it is flushed."""
+    published = (entry for entry in _written(session) if entry.publish)
+    return MOST_NUDGES - sum(1 for _ in itertools.islice(published, MOST_NUDGES))
 
 
 def uncommitted(session: Session) -> list[str]:

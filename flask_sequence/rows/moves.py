@@ -285,20 +285,27 @@ def _due(delay: float) -> dict[str, t.Any]:
 # Of any run
 
 
-def revive(connection: sa.Connection, run_id: int, version: int) -> bool:
-    """failed -> waiting, at the failed step."""
+def revive(connection: sa.Connection, run_id: int, version: int, *, is_published: bool) -> bool:
+    """failed -> waiting, at the failed step.
+
+    :param is_published: Whether the caller publishes it.
+    """
     statement = _moving(run_id, version, Status.FAILED, Status.WAITING).values(
-        retries=0, **PROGRESS, due_at=clock(), published_at=clock()
+        retries=0, **PROGRESS, due_at=clock(), published_at=clock() if is_published else None
     )
     return _moved(connection, statement)
 
 
-def hasten(connection: sa.Connection, run_id: int, version: int) -> bool:
-    """waiting -> waiting, due now."""
+def hasten(connection: sa.Connection, run_id: int, version: int, *, is_published: bool) -> bool:
+    """waiting -> waiting, due now.
+
+    :param is_published: Whether the caller publishes it.
+    """
     statement = UPDATE_BY_ID.where(
         runs.c.id == run_id, runs.c.version == version, status_unindexed == Status.WAITING
     )
-    values = {"due_at": clock(), "published_at": clock(), "updated_at": clock()}
+    published_at = clock() if is_published else None
+    values = {"due_at": clock(), "published_at": published_at, "updated_at": clock()}
     return _moved(connection, statement.values(**values, version=version + 1))
 
 

@@ -36,7 +36,8 @@ class _NudgeRequest(request.Request):
         return True
 
     def _begin(self) -> bool:
-        if self.request_dict.get(MORE):
+        # Celery's first message protocol has its own headers in the body.
+        if self.request_dict.get(MORE) or (self.message.headers or {}).get(MORE):
             runtime = runtime_for(t.cast("Celery", self.app))
             if runtime is not None and runtime.worker is not None:
                 runtime.worker.more_due = True
@@ -46,8 +47,10 @@ class _NudgeRequest(request.Request):
     def _key(self) -> t.Hashable:
         # A nudge that came too early, or by another way than its step has now, is sent again on
         # purpose: that one has another time, or counts as a retry.
-        header = self.request_dict
-        return self.body, header.get("eta"), header.get("retries")
+        header, body = self.request_dict, self.body
+        # Under Celery's first message protocol it is decoded already.
+        key = repr(body) if isinstance(body, (list, tuple)) else body
+        return key, header.get("eta"), header.get("retries")
 
 
 _in_hand: weakref.WeakValueDictionary[t.Hashable, _NudgeRequest] = weakref.WeakValueDictionary()

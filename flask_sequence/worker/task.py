@@ -198,18 +198,35 @@ def publish(runtime: Runtime, nudges: t.Sequence[Nudge]) -> None:
     """Send nudges within the time that a commit may take; whatever is not sent the sweep brings.
 
     :param runtime: The application's runtime.
-    :param nudges: What to send; at most 100 are, and the last one tells that there are more. In
-        eager mode all are performed at once.
+    :param nudges: What to send; about 100 are, and of each queue one of them tells that there are
+        more. In eager mode all are performed at once.
     """
     if not nudges:
         return
     if runtime.is_eager:
         _perform_eagerly(runtime, nudges)
     elif runtime.publishes:
-        sent = list(nudges[:MOST_NUDGES])
-        if len(nudges) > MOST_NUDGES:
-            sent[-1] = dataclasses.replace(sent[-1], more=True)
-        publisher_of(runtime).publish(sent)
+        publisher_of(runtime).publish(_chosen(nudges))
+
+
+def _chosen(nudges: t.Sequence[Nudge]) -> list[Nudge]:
+    """Choose which nudges of a commit are sent, and which of them tell that there are more.
+
+    Each queue with a rest has one that does, and that is handed out at once.
+    """
+    chosen, rest = list(nudges[:MOST_NUDGES]), nudges[MOST_NUDGES:]
+    last = {nudge.queue: place for place, nudge in enumerate(chosen) if not nudge.countdown}
+    told: set[str] = set()
+    for nudge in rest:
+        if nudge.countdown or nudge.queue in told:
+            continue
+        told.add(nudge.queue)
+        place = last.get(nudge.queue)
+        if place is None:
+            chosen.append(dataclasses.replace(nudge, more=True))
+        else:
+            chosen[place] = dataclasses.replace(chosen[place], more=True)
+    return chosen
 
 
 _eager = threading.local()

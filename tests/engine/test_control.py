@@ -100,6 +100,24 @@ class TestRetry:
         assert (run.retries, run.attempt) == (1, 1)
         assert drain(app) == 2
 
+    def test_of_many_leaves_to_the_workers_what_its_commit_does_not_publish(
+        self, app: Flask, published: list[Nudge]
+    ) -> None:
+        run_ids = TwoSteps.start_many([{}] * 130)
+        db.session.commit()
+        failed = {"status": Status.FAILED, "published_at": later(-60)}
+        db.session.execute(sa.update(runs).where(runs.c.id.in_(run_ids[:65])).values(**failed))
+        again = {"attempt": 1, "due_at": later(60), "published_at": later(-60)}
+        db.session.execute(sa.update(runs).where(runs.c.id.in_(run_ids[65:])).values(**again))
+        db.session.commit()
+        published.clear()
+        for run_id in run_ids:
+            control.find_run(run_id).retry()
+        db.session.commit()
+        assert [nudge.run_id for nudge in published] == run_ids
+        unsent = sa.select(runs.c.id).where(runs.c.published_at.is_(None))
+        assert sorted(db.session.scalars(unsent)) == run_ids[100:]
+
     def test_shows_in_the_session_at_once(self, sqlite_app: Flask) -> None:
         run = committed_run(Status.FAILED)
         shown = [run.status]

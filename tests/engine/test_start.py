@@ -278,8 +278,8 @@ class TestForgottenCommit:
             TwoSteps.start()
             getattr(db.session, end, lambda: None)()
         told = (
-            "Started and not committed: TwoSteps.First. Unless a teardown function commits them"
-            " yet, they will not run: call db.session.commit() after start()."
+            "Started and not committed: TwoSteps.First. Unless a teardown function still commits"
+            " them, they will not run: call db.session.commit() after start()."
         )
         assert caplog.messages == [told] * warns
 
@@ -406,7 +406,6 @@ class TestStartMany:
         self, app: Flask, published: list[Nudge]
     ) -> None:
         runs = [TwoSteps.start() for _ in range(60)]
-        db.session.flush()
         many = TwoSteps.start_many([{}] * 30)
         runs += [TwoSteps.start() for _ in range(60)]
         db.session.commit()

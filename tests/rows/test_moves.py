@@ -154,8 +154,10 @@ def test_moves_from_outside(stepping: Stepping) -> None:
         stepping.set(run_id, status=status, active_key="k", finished_at=None, retries=2)
         version = stepping.row(run_id).version
         with own_transaction(stepping.runtime) as connection:
-            assert not moves.revive(connection, run_id, version + 1)
-            assert moves.revive(connection, run_id, version) is (status is Status.FAILED)
+            assert not moves.revive(connection, run_id, version + 1, is_published=True)
+            assert moves.revive(connection, run_id, version, is_published=True) is (
+                status is Status.FAILED
+            )
         stepping.set(run_id, status=status, active_key="k", finished_at=None)
         version = stepping.row(run_id).version
         with own_transaction(stepping.runtime) as connection:

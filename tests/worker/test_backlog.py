@@ -43,12 +43,19 @@ def start_one_by_one(count: int) -> list[int]:
     return [run.id for run in runs]
 
 
+def start_in_both_ways(count: int) -> list[int]:
+    runs = [WorkTwo.start() for _ in range(50)]
+    run_ids = WorkTwo.start_many([{}] * (count - 50))
+    return [*(run.id for run in runs), *run_ids]
+
+
 @pytest.mark.parametrize(
-    ("broker", "start"),
+    ("broker", "start", "celery"),
     [
-        ("redis", start_one_by_one),
-        ("rabbitmq", start_by_one_call),
-        ("embedded", start_by_one_call),
+        ("redis", start_one_by_one, {}),
+        ("redis", start_by_one_call, {"task_protocol": 1}),
+        ("rabbitmq", start_in_both_ways, {}),
+        ("embedded", start_by_one_call, {}),
     ],
     indirect=["broker"],
 )
@@ -59,13 +66,14 @@ def test_no_worker_is_idle_while_runs_are_due(
     tmp_path: Path,
     start_worker: StartWorker,
     start: t.Callable[[int], list[int]],
+    celery: dict[str, t.Any],
 ) -> None:
     """One commit publishes 100 nudges at most, and the next sweep is an hour away."""
-    celery = {} if broker is None else broker.config()
-    scene = Scene.make(make_app, tmp_path, postgresql_url, celery, SEQUENCE_SWEEP_SECONDS=3600)
+    config = celery if broker is None else broker.config(**celery)
+    scene = Scene.make(make_app, tmp_path, postgresql_url, config, SEQUENCE_SWEEP_SECONDS=3600)
     start_worker(scene.source, "-c", "2", env=scene.env)
     with scene.app.app_context():
-        run_ids = start(450)
+        run_ids = start(330)
         db.session.commit()
     assert scene.wait(run_ids, 60) == [Status.FINISHED] * len(run_ids)
     assert set(scene.effects().values()) == {1}

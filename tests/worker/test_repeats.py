@@ -101,3 +101,12 @@ def test_a_nudge_tells_the_keeper_of_more_when_it_is_performed(
     assert not receiver.worker.more_due
     assert not request.revoked()
     assert receiver.worker.more_due is more
+
+
+def test_nudges_of_the_first_message_protocol_are_told_apart_too(receiver: Receiver) -> None:
+    first, second, other = (receiver.receive(1), receiver.receive(1), receiver.receive(2))
+    for request in (first, second, other):
+        # As Celery's strategy makes it.
+        args, kwargs, embed = json.loads(request.body)
+        t.cast("t.Any", request)._body = (args, kwargs, embed)
+    assert [request.revoked() for request in (first, second, other)] == [False, True, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -23,6 +24,7 @@ from flask_sequence.broker.line import MORE
 from flask_sequence.broker.publisher import Publisher, publisher_of
 from flask_sequence.rows.models import FORMAT
 from flask_sequence.runtime import TASK, Nudge, runtime_of
+from flask_sequence.worker import task
 from flask_sequence.worker.task import runtime_for
 from tests.support.application import db
 from tests.support.logs import level_of
@@ -548,6 +550,41 @@ assert os.waitpid(child, 0)[1] == 0
 started(app)
 assert runtime_of(app).publisher is publisher
 """
+
+
+NUDGE = Nudge(run_id=0, version=0, label="S.s", queue="a")
+
+
+def nudges_of(*parts: tuple[int, str, float]) -> list[Nudge]:
+    """Make nudges: how many, of which queue, after how many seconds."""
+    made: list[Nudge] = []
+    for count, queue, countdown in parts:
+        for _ in range(count):
+            number = len(made)
+            made.append(dataclasses.replace(NUDGE, run_id=number, queue=queue, countdown=countdown))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("parts", "sent", "telling"),
+    [
+        ([(100, "a", 0.0)], 100, []),
+        ([(101, "a", 0.0)], 100, [99]),
+        ([(60, "a", 0.0), (60, "b", 0.0)], 100, [99]),
+        ([(60, "b", 0.0), (60, "a", 0.0), (20, "b", 0.0)], 100, [59, 99]),
+        ([(120, "a", 0.0), (50, "b", 0.0)], 101, [99, 120]),
+        ([(99, "a", 0.0), (1, "a", 4.0), (50, "a", 0.0)], 100, [98]),
+        ([(100, "a", 4.0), (50, "a", 0.0)], 101, [100]),
+        ([(100, "a", 0.0), (50, "a", 4.0)], 100, []),
+    ],
+)
+def test_of_each_queue_with_a_rest_one_nudge_tells_of_it(
+    parts: list[tuple[int, str, float]], sent: int, telling: list[int]
+) -> None:
+    chosen = task._chosen(nudges_of(*parts))
+    assert len(chosen) == sent
+    assert [nudge.run_id for nudge in chosen if nudge.more] == telling
+    assert not any(nudge.countdown for nudge in chosen if nudge.more)
 
 
 def test_a_forked_child_publishes_on_a_connection_of_its_own(
