@@ -84,6 +84,11 @@ _SQLITE_UNIQUE = 2067
 """SQLite's code for it, in full."""
 _LIMITS_OF_TRANSACTIONS = (Code("sqlstate", "25P03"), Code("sqlstate", "25P04"))
 """Limits that a step exceeds although it is our own statement that is told so."""
+_LAST_WORDS = {
+    "due to idle-in-transaction timeout": Code("sqlstate", "25P03"),
+    "due to transaction timeout": Code("sqlstate", "25P04"),
+}
+"""What PostgreSQL says as it ends a connection: the first releases of psycopg 3 drop the code."""
 
 
 def code_of(error: BaseException | None) -> Code | None:
@@ -104,7 +109,7 @@ def code_of(error: BaseException | None) -> Code | None:
     for state in (getattr(error, "sqlstate", None), getattr(error, "pgcode", None), told):
         if isinstance(state, str):  # psycopg; psycopg2
             return Code("sqlstate", state)
-    return None
+    return next((code for words, code in _LAST_WORDS.items() if words in str(first)), None)
 
 
 def reason_of(error: BaseException) -> Reason | None:

@@ -121,8 +121,8 @@ class Trouble:
 
     def _ask_elsewhere(self) -> None:
         other = sa.create_engine(self.stepping.engine.url, poolclass=NullPool)
-        sa.event.listen(other, "do_execute", lambda *_: self.meet())
         with other.connect() as connection:
+            sa.event.listen(other, "do_execute", lambda *_: self.meet())
             connection.exec_driver_sql("SELECT 1")
 
 
