@@ -17,7 +17,7 @@ from .rows.listeners import meet
 from .rows.models import join_metadata
 from .runtime import Runtime, runtime_of
 from .worker import signals as signals
-from .worker.task import find_celery, publish, register
+from .worker.task import check_celery, find_celery, publish, register
 
 if t.TYPE_CHECKING:
     from celery import Celery
@@ -66,8 +66,8 @@ class Sequence:
         :param db: See the class.
         :param celery: See the class.
         :raises SetupError: If Flask-SQLAlchemy is not initialised yet, this extension already is,
-            the engine commits by itself, its driver is not supported, or ``app`` is not a Flask
-            application.
+            the engine commits by itself, its driver is not supported, or ``app``, ``db`` or
+            ``celery`` is something else than its name says.
         :raises ConfigError: If a ``SEQUENCE_*`` setting is misspelled or invalid.
 
         .. versionadded:: 0.1
@@ -81,7 +81,14 @@ class Sequence:
             raise SetupError(
                 f"A Sequence is registered with {app.name!r} already: import and use that one."
             )
+        celery = self._celery_app if celery is None else celery
+        check_celery(celery)
         db = db or self._db or app.extensions.get("sqlalchemy")
+        if db is not None and not isinstance(db, SQLAlchemy):
+            raise SetupError(
+                f"Sequence(db=...) takes Flask-SQLAlchemy's object, but was given a"
+                f" {type(db).__name__}: write Sequence(app, db=db) with your db = SQLAlchemy()."
+            )
         if db is None or "sqlalchemy" not in app.extensions:
             raise SetupError(
                 "Flask-SQLAlchemy comes first: call db.init_app(app) before sequence.init_app(app)."
@@ -99,7 +106,7 @@ class Sequence:
             verbs=control,
             find_celery=find_celery,
             publish=publish,
-            celery_app=celery or self._celery_app,
+            celery_app=celery,
         )
         app.extensions["sequence"] = runtime
         register(runtime)

@@ -45,6 +45,14 @@ class Failure:
         told = self.traceback and _last(_ascii(self.traceback), "...")
         return Failure(_first(_ascii(self.error), "..."), told)
 
+    def with_remark(self, text: str) -> Failure:
+        """Give the same with a remark in brackets, for which a long line is cut.
+
+        :param text: The remark.
+        """
+        remark = f" ({text})"
+        return Failure(_first(self.error, most=MAX_LINE - len(remark)) + remark, self.traceback)
+
 
 def failure_of(error: BaseException, secrets: t.Collection[str] = ()) -> Failure:
     """Describe what ended a step, whatever the exception does when it is asked.
@@ -116,8 +124,8 @@ def _ascii(text: str) -> str:
     return text.replace("…", "...").encode("ascii", "backslashreplace").decode()
 
 
-def _first(text: str, dots: str = "…") -> str:
-    return text if len(text) <= MAX_LINE else text[: MAX_LINE - len(dots)] + dots
+def _first(text: str, dots: str = "…", *, most: int = MAX_LINE) -> str:
+    return text if len(text) <= most else text[: most - len(dots)] + dots
 
 
 def _last(text: str, dots: str = "…", *, cut: bool = False) -> str:

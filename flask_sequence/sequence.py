@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import typing as t
 
-from .definition.callables import ELSEWHERE, NotHere
+from .definition.habits import AT_SEQUENCE, set_traps
 from .definition.options import unknown_option
 from .definition.registry import FunctionStep, SequenceDefinition, Step, define_sequence
 from .engine import starting
@@ -213,13 +213,4 @@ class BaseSequence:
         return cls._definition
 
 
-for _name in ELSEWHERE:
-    setattr(
-        BaseSequence,
-        _name,
-        NotHere(
-            _name,
-            "Start it by {name}.start(email=...), with options by {name}.set(countdown=60)"
-            ".start(email=...), and commit the session.",
-        ),
-    )
+set_traps(BaseSequence, AT_SEQUENCE)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import enum
 import functools
+import io
+import subprocess
+import sys
+import textwrap
 import types
 import typing as t
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from celery import chain
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
@@ -22,13 +29,17 @@ from flask_sequence import (
     RunNotFoundError,
     Sequence,
     SequenceError,
+    SequenceRun,
     SetupError,
     Step,
     step,
 )
+from flask_sequence.definition.habits import AT_RUN, AT_SEQUENCE, AT_STEP, IN_STEP, STARTERS
+from flask_sequence.definition.steps import RESERVED
 from flask_sequence.engine.known_steps import unknown_step
 from flask_sequence.errors import ConfigError
 from flask_sequence.runtime import runtime_of
+from flask_sequence.testing import drain
 from tests.support.application import db
 
 define: t.Any = type
@@ -78,6 +89,41 @@ def committed() -> t.Any:
     run = Form.start(email="joel@example.com")
     db.session.commit()
     return run
+
+
+def in_step(act: t.Callable[[t.Any], t.Any]) -> t.Callable[[], t.Any]:
+    """Do something in a step, by its ``self``."""
+
+    def perform(self: t.Any) -> None:
+        act(self)
+
+    return lambda: a_step(perform=perform).call({"text": "x"})
+
+
+def ask(owner: t.Any, name: str) -> t.Callable[[], t.Any]:
+    return lambda: getattr(owner, name)
+
+
+def ask_in_step(name: str) -> t.Callable[[], t.Any]:
+    return in_step(lambda step: getattr(step, name))
+
+
+def ask_bound(name: str) -> None:
+    def odd(self: t.Any, data: t.Any) -> None:
+        getattr(self, name)
+
+    step(bind=True)(odd).call({})
+
+
+def ask_run(name: str) -> t.Callable[[], t.Any]:
+    return lambda: getattr(Form.start(), name)
+
+
+def set_up(**given: t.Any) -> None:
+    app = Flask("mistaken")
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    SQLAlchemy().init_app(app)
+    Sequence(app, **given)
 
 
 def start(**data: t.Any) -> t.Any:
@@ -145,6 +191,70 @@ WRITTEN: dict[str, Mistake] = {
         lambda: Form.apply_async(countdown=1), AttributeError, "MistakenForm.set(countdown=60)"
     ),
     "a signature of a sequence": Mistake(lambda: Form.s(), AttributeError, "MistakenForm.start("),
+    **{
+        f"{name} on {whose}": Mistake(ask(owner, name), AttributeError, cure)
+        for whose, owner, cure in (
+            ("a sequence", Form, "MistakenForm.start(email=...)"),
+            ("a step class", Receipt, "call start(...) on that; SendReceipt.call(data) runs it"),
+            ("a function", function, "call start(...) on that; assign.call(data) runs it"),
+        )
+        for name in STARTERS
+    },
+    "create on a sequence": Mistake(
+        ask(Form, "create"), AttributeError, "MistakenForm.start(email=...)"
+    ),
+    **{
+        f"{name} on a sequence": Mistake(
+            ask(Form, name), AttributeError, "filter_by(sequence=MistakenForm.name)"
+        )
+        for name in ("get", "objects", "query")
+    },
+    **{
+        f"start on a {whose}": Mistake(ask(owner, "start"), AttributeError, "call start(...) on")
+        for whose, owner in (("step class", Receipt), ("function", function))
+    },
+    "a chain of functions": Mistake(
+        lambda: chain(function, function), DefinitionError, "list them in `steps` of a sequence"
+    ),
+    "a function | a function": Mistake(
+        lambda: function | function, DefinitionError, "steps = (assign, ...)"
+    ),
+    "a class | a function": Mistake(
+        lambda: Receipt | function, DefinitionError, "steps = (assign, ...)"
+    ),
+    "steps = a class | a class": Mistake(
+        lambda: a_sequence(Receipt | a_step()), DefinitionError, "must be a tuple or a list"
+    ),
+    "a class | a class among steps": Mistake(
+        lambda: a_sequence((Receipt | a_step(),)), DefinitionError, "list each step by itself"
+    ),
+    **{
+        f"self.{name}": Mistake(ask_in_step(name), AttributeError, cure)
+        for name, cure in {
+            **dict.fromkeys(
+                ("apply", "apply_async", "delay", "s", "si", "signature", "subtask"),
+                "self.retry(countdown=60) runs it again later",
+            ),
+            "AsyncResult": "put a result into self.data",
+            "MaxRetriesExceededError": "The option max_retries sets how many there are",
+            "app": "flask.current_app",
+            "backend": "put a result into self.data",
+            "db": "db.session",
+            "id": "self.run.id",
+            "max_retries": "does not set this option: the default applies",
+            "replace": "self.finish() ends the run here",
+            "request": "The number of the attempt is self.attempt, and the run's id is self.run.id",
+            "retries": "self.attempt",
+            "session": "db.session",
+            "task_id": "self.run.id",
+            "update_state": "Write it into self.data",
+        }.items()
+    },
+    "self.request of a function": Mistake(
+        lambda: ask_bound("request"),
+        AttributeError,
+        "'odd' object has no attribute 'request'. The number",
+    ),
     "a misspelled option of a start": Mistake(
         lambda: Form.set(countdwn=3), DefinitionError, "Did you mean 'countdown'?"
     ),
@@ -205,6 +315,15 @@ WRITTEN: dict[str, Mistake] = {
     "the same step twice": Mistake(
         lambda: a_sequence((assign, assign)), DefinitionError, "rename one of them"
     ),
+    "a URL for Celery": Mistake(
+        lambda: set_up(celery="redis://x"), SetupError, 'app.config["CELERY"] = {"broker_url":'
+    ),
+    "nothing of a Celery": Mistake(
+        lambda: set_up(celery=""), SetupError, "takes a Celery application"
+    ),
+    "a URL for the database": Mistake(
+        lambda: set_up(db="sqlite://"), SetupError, "write Sequence(app, db=db)"
+    ),
     "a sequence that inherits from the extension": Mistake(
         lambda: define("Odd", (Sequence,), {}), DefinitionError, "class Odd(BaseSequence)"
     ),
@@ -255,6 +374,20 @@ STARTED: dict[str, Mistake] = {
     "a wait for what was never committed": Mistake(
         lambda: Form.start().wait(1), RunNotFoundError, "call db.session.commit()"
     ),
+    **{
+        f"run.{name}": Mistake(ask_run(name), AttributeError, cure)
+        for names, cure in {
+            ("apply_async", "delay", "start"): "runs once the session is committed",
+            ("get", "join", "result"): "Call run.wait(timeout)",
+            ("failed", "ready", "state", "successful"): "Read run.status",
+            ("abort", "delete", "revoke", "terminate"): "Call run.cancel(), and commit",
+            ("forget",): "SEQUENCE_RETENTION",
+            ("query",): "db.session.get(SequenceRun, run_id)",
+            ("task_id",): "Read run.id",
+            ("traceback",): "run.step_runs[-1].traceback",
+        }.items()
+        for name in names
+    },
     "a wait without a worker": Mistake(
         lambda: committed().wait(0.01), TimeoutError, "start one with 'flask sequence worker'."
     ),
@@ -301,10 +434,175 @@ def test_each_error_is_one_of_ours_or_of_python() -> None:
 @pytest.mark.parametrize(
     ("sequence", "name", "told"),
     [
-        ("MistakenForm", "send_receipt", "its steps are SendReceipt, assign. Was it renamed?"),
+        ("MistakenForm", "send_receipt", "its steps are SendReceipt, assign. Was it renamed, "),
+        ("MistakenForm", "send_receipt", "or was this worker not restarted since it was added?"),
         ("MistakenForm", "send_receipt", "@step(name='send_receipt')"),
         ("Elsewhere", "first", "SEQUENCE_IMPORTS"),
     ],
 )
 def test_what_is_not_known(sqlite_app: Flask, sequence: str, name: str, told: str) -> None:
     assert told in unknown_step(runtime_of(sqlite_app), sequence, name)
+
+
+def printed(act: t.Callable[[], t.Any]) -> str:
+    """Give what Python prints of an error, without the stack."""
+    with pytest.raises(AttributeError) as raised:
+        act()
+    # Python 3.11 suggests names where it prints an error itself, and not in ``traceback``.
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        sys.__excepthook__(AttributeError, raised.value, None)
+    return told.getvalue()
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: Form.s(),
+        ask(SequenceRun(), "get"),
+        ask(SequenceRun, "state"),
+        lambda: Receipt.s(),
+        lambda: function.s(),
+        ask_in_step("si"),
+        ask_in_step("app"),
+    ],
+)
+def test_python_suggests_nothing_beside_the_cure(act: t.Callable[[], t.Any]) -> None:
+    line = printed(act)
+    assert line.endswith(".\n")
+    assert not line.endswith("..\n")
+    assert "Did you mean" not in line
+
+
+def test_python_still_suggests_what_there_is() -> None:
+    line = printed(ask_in_step("idempotency_ky"))
+    assert line.endswith("no attribute 'idempotency_ky'. Did you mean: 'idempotency_key'?\n")
+
+
+def test_what_is_not_there_is_not_listed(sqlite_app: Flask) -> None:
+    run = Form.start()
+    assert not set(AT_RUN) & set(dir(run))
+    assert {"status", "wait"} <= set(dir(run))
+    seen: list[str] = []
+    in_step(lambda step: seen.extend(dir(step)))()
+    assert set(AT_STEP) & set(seen) == {"run"}
+
+
+@pytest.mark.parametrize(
+    ("base", "cures"), [(BaseSequence, AT_SEQUENCE), (Step, AT_STEP), (SequenceRun, AT_RUN)]
+)
+def test_what_is_not_there_takes_no_name_of_ours(
+    base: type, cures: t.Mapping[str, str], sqlite_app: Flask
+) -> None:
+    assert [name for name in cures if hasattr(base, name)] == []
+    assert not set(IN_STEP) & set(RESERVED)
+    inspected = sa.inspect(SequenceRun)
+    assert not set(AT_RUN) & {*inspected.attrs.keys(), *inspected.all_orm_descriptors.keys()}
+
+
+def test_what_an_application_adds_is_there() -> None:
+    class Mixin:
+        def send(self) -> str:
+            return "sent"
+
+        @classmethod
+        def create(cls) -> str:
+            return cls.__name__
+
+    class Mail(Step, Mixin):
+        def perform(self) -> None:
+            self.data["sent"] = self.send()
+            self.data["session"] = t.cast("t.Any", self).session
+
+        session = "mine"
+
+    class Mailing(BaseSequence, Mixin):
+        steps = (Mail,)
+
+    assert Mail.call({}) == {"sent": "sent", "session": "mine"}
+    assert t.cast("t.Any", Mailing).create() == "Mailing"
+    with pytest.raises(AttributeError, match=r"'Mailing' has no attribute 'query'"):
+        ask(Mailing, "query")()
+
+
+def test_a_relationship_may_have_the_name_of_what_is_not_there() -> None:
+    """In a process of its own: the mapping of runs is that of the process."""
+    code = """
+        import sqlalchemy as sa
+        from flask_sequence import SequenceRun
+        from flask_sequence.rows.models import Base
+
+        class Invoice(Base):
+            __tablename__ = "invoices"
+            id = sa.orm.mapped_column(sa.Integer, primary_key=True)
+            run_id = sa.orm.mapped_column(sa.ForeignKey("sequence_runs.id"))
+            run = sa.orm.relationship("SequenceRun", backref="result")
+
+        sa.orm.configure_mappers()
+        run = SequenceRun()
+        invoice = Invoice(run=run)
+        assert run.result == [invoice]
+        assert "result" in dir(run)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_an_attribute_for_a_key_of_the_data() -> None:
+    for text, act in {
+        "text": lambda step: step.data.text,
+        "id": lambda step: step.data["o"].id,
+    }.items():
+        with pytest.raises(AttributeError) as raised:
+            a_step(perform=lambda self, act=act: act(self)).call({"text": "x", "o": {"id": 1}})
+        assert raised.value.__notes__ == [f'Data is made of dicts: write ["{text}"] for .{text}']
+    with pytest.raises(AttributeError) as raised:
+        in_step(lambda step: step.data.missing)()
+    assert not hasattr(raised.value, "__notes__")
+
+
+def test_a_step_that_returns_something(caplog: pytest.LogCaptureFixture) -> None:
+    class Returns(Step):
+        def perform(self) -> dict[str, str]:
+            return {"token": "hush"}
+
+    @step
+    def returns(data: dict[str, t.Any]) -> int:
+        return 1
+
+    for _ in range(2):
+        Returns.call({})
+        returns.call({})
+        Receipt.call({})
+    assert caplog.messages == [
+        "Returns returned a dict, which is not kept: write it into self.data",
+        "returns returned an int, which is not kept: write it into data",
+    ]
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
+@pytest.mark.parametrize("publish", [None, False])
+def test_a_wait_of_a_test_that_drains_nothing(
+    make_app: t.Callable[..., Flask], sqlite_url: str, publish: bool | None
+) -> None:
+    app = make_app(sqlite_url, SEQUENCE_PUBLISH=publish)
+    with app.app_context():
+        run, later = Form.start(), Form.set(countdown=60).start()
+        db.session.commit()
+        with pytest.raises(TimeoutError, match=r"call drain\(app\) from flask_sequence.testing"):
+            run.wait(0.01)
+        with pytest.raises(TimeoutError, match=r"call drain\(app, ignore_due=True\) from"):
+            later.wait(0.01)
+        app.testing = False
+        with pytest.raises(TimeoutError, match="start one with 'flask sequence worker'"):
+            run.wait(0.01)
+
+
+def test_a_drain_without_a_commit(sqlite_app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    Form.start()
+    assert drain(sqlite_app) == 0
+    assert caplog.messages == [
+        "Started and not committed: MistakenForm.SendReceipt. drain() leaves them alone: call"
+        " db.session.commit() after start()."
+    ]
+    db.session.commit()
+    assert drain(sqlite_app) == 2
+    assert len(caplog.messages) == 1

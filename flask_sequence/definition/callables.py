@@ -9,25 +9,6 @@ import typing as t
 
 from ..errors import InvalidStepError
 
-ELSEWHERE = ("apply_async", "delay", "enqueue", "perform_async", "s", "si")
-"""What starts work in other libraries, and is tried here."""
-
-
-class NotHere:
-    """An attribute that there is not, which says what to write instead.
-
-    :param name: Its name.
-    :param cure: What to write; ``{name}`` is the name of the class.
-    """
-
-    def __init__(self, name: str, cure: str) -> None:
-        self._name = name
-        self._cure = cure
-
-    def __get__(self, instance: object, owner: type) -> t.NoReturn:
-        problem = f"{owner.__name__!r} has no attribute {self._name!r}."
-        raise AttributeError(f"{problem} {self._cure.format(name=owner.__name__)}")
-
 
 class Perform:
     """``perform()`` of a step class, which is called on a step, and not by hand on the class.

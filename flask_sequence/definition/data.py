@@ -145,7 +145,7 @@ def encode(
     """
     top = dict(data) if isinstance(data, ReadOnlyData) else data
     if type(top) is not dict:
-        raise DataError(root, f"is {_article(type(top))}; it must be a dict")
+        raise DataError(root, f"is {article(type(top))}; it must be a dict")
     tree = _Writer(root).tree(top)
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     _check_size(len(text.encode()), max_bytes, place, root)
@@ -228,7 +228,11 @@ class _Writer:
         raise DataError(self.root + "".join(f"[{_shown(place)}]" for place in self.path), fault)
 
 
-def _article(kind: type) -> str:
+def article(kind: type) -> str:
+    """Name a type with its article.
+
+    :param kind: The type.
+    """
     return f"{'an' if kind.__name__[0].lower() in 'aeiou' else 'a'} {kind.__name__}"
 
 
@@ -239,7 +243,7 @@ def _fault(value: t.Any) -> str | None:
         return _text_fault(value)
     if kind not in _MARKED and kind not in (bool, type(None)):
         cure = next(cure for base, cure in _CURES.items() if isinstance(value, base))
-        return f"is {_article(kind)}, which would not come back as one; {cure}"
+        return f"is {article(kind)}, which would not come back as one; {cure}"
     if not (math.isfinite(value) if kind is float else kind is not Decimal or value.is_finite()):
         return f"is {value}, which JSON does not have; store None, or a string"
     if kind in (datetime, time) and value.tzinfo and value.utcoffset() is None:

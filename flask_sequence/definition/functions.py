@@ -8,9 +8,10 @@ import reprlib
 import typing as t
 
 from ..errors import InvalidOptionError, InvalidStepError
-from .callables import ELSEWHERE, check_function
+from .callables import check_function
+from .habits import AT_STEP, not_here
 from .options import OPTIONS, check_name, unknown_option
-from .steps import STEP_CURE, Step
+from .steps import Step
 
 P = t.ParamSpec("P")
 R = t.TypeVar("R")
@@ -56,9 +57,19 @@ class FunctionStep(t.Generic[P, R]):
     if not t.TYPE_CHECKING:  # pragma: no branch
 
         def __getattr__(self, name: str) -> t.NoReturn:
-            problem = f"The step {self.__dict__.get('name')} has no attribute {name!r}."
-            cure = STEP_CURE.format(name=self.__dict__.get("name")) if name in ELSEWHERE else ""
-            raise AttributeError(f"{problem} {cure}".rstrip(), name=name, obj=self)
+            own = self.__dict__.get("name")
+            if name in AT_STEP:
+                raise not_here(f"The step {own}", name, AT_STEP[name].format(name=own))
+            problem = f"The step {own} has no attribute {name!r}"
+            raise AttributeError(problem, name=name, obj=self)
+
+        def __or__(self, other: object) -> t.NoReturn:
+            raise InvalidStepError(
+                "Steps are not chained by `|` or chain(): list them in `steps` of a sequence, as in"
+                f" steps = ({self.name}, ...)."
+            )
+
+        __ror__ = __or__
 
     def call(self, data: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         """Run the step in place; see :meth:`Step.call`.
@@ -153,6 +164,7 @@ def _class_for(
         "__module__": function.__module__,
         "__qualname__": getattr(function, "__qualname__", name),
         "name": name,
+        "_data_name": "data",
         "perform": _perform_of(function, bind),
     }
     return t.cast("type[Step[t.Any]]", type(name, (Step,), body | dict(options)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import reprlib
+import types
 import typing as t
 
 from ..errors import (
@@ -187,6 +188,8 @@ def _define_step(where: str, item: object) -> StepDefinition:
 
 def _problem_of(item: t.Any) -> str:
     shown, origin = reprlib.repr(item), t.get_origin(item)
+    if isinstance(item, types.UnionType):
+        return f"is {shown}, joined by `|`; list each step by itself, with a comma between them"
     if isinstance(item, Step):
         return f"is an instance; list the class itself, {type(item).__name__} without ()"
     if isinstance(origin, type) and issubclass(origin, Step):

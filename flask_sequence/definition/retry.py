@@ -62,6 +62,14 @@ class RetryPolicy:
         """
         return default if self.max_retries == FROM_CONFIG else self.max_retries
 
+    @property
+    def setting(self) -> str:
+        """The name of what sets how many retries there are.
+
+        .. versionadded:: 0.1
+        """
+        return "SEQUENCE_MAX_RETRIES" if self.max_retries == FROM_CONFIG else "max_retries"
+
     def delay(
         self, retries: int, *, default_limit: int | None, countdown: float | None = None
     ) -> float | None:

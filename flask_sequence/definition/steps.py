@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.util
 import inspect
+import logging
 import reprlib
 import sys
 import typing as t
 import uuid
+import weakref
 
 from typing_extensions import TypeVar
 
@@ -25,8 +28,9 @@ from ..errors import (
     StepInterrupted,
     UnknownOptionError,
 )
-from .callables import ELSEWHERE, NotHere, Perform, check_function, check_result, takes, written
-from .data import decode_text, encode
+from .callables import Perform, check_function, check_result, takes, written
+from .data import article, decode_text, encode
+from .habits import AT_STEP, IN_STEP, STEP_CURE, not_here, set_traps, without_traps
 from .options import (
     CELERY_HANDLERS,
     CELERY_OPTIONS,
@@ -37,6 +41,8 @@ from .options import (
     seconds_problem,
     unknown_option,
 )
+
+logger: logging.Logger = logging.getLogger("flask_sequence")
 
 DataT = TypeVar("DataT", default=dict[str, t.Any])
 
@@ -55,13 +61,6 @@ RESERVED: t.Mapping[str, str] = {
     "run": "Give yours another name; put the work of the step in perform().",
 }
 """The names that a step class must not set, each with what to do instead."""
-
-
-STEP_CURE = (
-    "A step runs in a sequence: list it in `steps` of one, and call start(...) on it;"
-    " {name}.call(data) runs it in place, for a test."
-)
-"""What to do instead of starting a step by itself; ``{name}`` is its name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +143,8 @@ class Step(t.Generic[DataT]):
     attempt: int
     """1 for the first attempt at this step of this run, then 2, and so on."""
     _interrupt: Interrupt | None = None
+    _data_name: t.ClassVar[str] = "self.data"
+    """What :attr:`data` is called in the body of the step."""
 
     def __init_subclass__(cls, **kwargs: t.Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -164,13 +165,22 @@ class Step(t.Generic[DataT]):
             return super().__new__(cls)
 
         def __getattr__(self, name: str) -> t.NoReturn:
-            problem = f"{type(self).__name__!r} object has no attribute {name!r}"
+            owner = f"{type(self).__name__!r} object"
+            if name in IN_STEP:
+                raise not_here(owner, name, IN_STEP[name])
+            if name in OPTIONS:
+                told = "The step does not set this option: the default applies."
+                raise not_here(owner, name, told)
+            problem = f"{owner} has no attribute {name!r}"
             if name in RESERVED:
                 problem = (
                     f"A step has {name!r} only while it runs: "
                     f"{type(self).__name__}.call(data) runs it in place."
                 )
             raise AttributeError(problem, name=name, obj=self)
+
+        def __dir__(self) -> t.Iterable[str]:
+            return without_traps(self, super().__dir__())
 
     def perform(self) -> t.Any:
         """Do the work of the step; override it with ``def`` or ``async def``.
@@ -269,17 +279,41 @@ class Step(t.Generic[DataT]):
         return step
 
     def _ended_by(self, error: BaseException) -> BaseException:
+        if isinstance(error, AttributeError) and _is_key(error.obj, error.name):
+            error.add_note(f'Data is made of dicts: write ["{error.name}"] for .{error.name}')
         # A task group wraps an interrupt, and what catches it may raise something else.
         return self._interrupt or error
 
     def _check_end(self, result: object) -> None:
-        check_result(self.name, result)
+        if result is not None:
+            check_result(self.name, result)
+            _warn_of_result(self, result)
         if self._interrupt is not None:  # swallowed, by an `except BaseException`
             raise self._interrupt
 
 
-for _name in ELSEWHERE:
-    setattr(Step, _name, NotHere(_name, STEP_CURE))
+set_traps(Step, AT_STEP)
+
+_with_result: weakref.WeakSet[type[Step[t.Any]]] = weakref.WeakSet()
+"""The steps of which it was told that they return something."""
+
+
+def _warn_of_result(step: Step[t.Any], result: object) -> None:
+    if type(step) in _with_result:
+        return
+    _with_result.add(type(step))
+    # A handler of the application's that raises must not fail the step.
+    with contextlib.suppress(Exception):
+        logger.warning(
+            "%s returned %s, which is not kept: write it into %s",
+            step.name,
+            article(type(result)),
+            step._data_name,
+        )
+
+
+def _is_key(owner: object, name: object) -> bool:
+    return type(owner) is dict and name in owner
 
 
 def _perform_in_place(step: Step[t.Any]) -> None:

@@ -132,6 +132,13 @@ def _why_waiting(runtime: Runtime, run_id: int) -> str:
         if row is not None and row.status is Status.WAITING:
             workers, default = reads.living_workers(connection), runtime.default_queue
             told = no_consumer(workers, row.queue, default)
+            if told and runtime.app.testing and not runtime.publishes:
+                is_later = row.due_at is not None and row.due_at > row.now
+                call = "drain(app, ignore_due=True)" if is_later else "drain(app)"
+                told = (
+                    "Nothing is published under TESTING, and no worker is there to take it: call"
+                    f" {call} from flask_sequence.testing, which runs what is due."
+                )
             return f" {told}" if told else ""
     return ""
 

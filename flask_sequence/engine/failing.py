@@ -80,6 +80,8 @@ def _failed(
         failure = Failure(sentence(error.reason, secrets) or "self.fail()")
     elif limit := _soft_limit(attempt, cause):
         failure = Failure(limit, told.traceback)
+    elif isinstance(error, RetryInterrupt) and delay is None:
+        failure = _used_up(attempt, error, told)
     if delay is None:
         outcome = _store(attempt, failure, lambda kept: moves.fail(kept, label=label), cause)
         if outcome is not LEFT_ALONE:
@@ -102,6 +104,14 @@ def _soft_limit(attempt: Attempt, error: BaseException) -> str | None:
     if limit is None or (kind.__module__, kind.__name__) != SOFT_LIMIT:
         return None
     return f"{kind.__name__}: the step took longer than its soft time limit of {limit:g} s"
+
+
+def _used_up(attempt: Attempt, error: RetryInterrupt, told: Failure) -> Failure:
+    policy, default = attempt.step.options.retry, attempt.runtime.settings.max_retries
+    text = (
+        f"self.retry() was called with no retry left; {policy.setting} is {policy.limit(default)}"
+    )
+    return Failure(text, told.traceback) if error.cause is None else told.with_remark(text)
 
 
 def left_to_others(attempt: Attempt) -> Outcome:

@@ -35,8 +35,8 @@ def unknown_step(runtime: Runtime, sequence: str, step: str) -> str:
     more = ", ..." * (len(definition.step_names) > MOST_NAMED)
     return (
         f"The sequence {sequence!r} has no step {step!r}; its steps are {', '.join(names)}{more}."
-        f" Was it renamed? Give it that name with name = {step!r} in its class, or with"
-        f" @step(name={step!r}); or cancel the run."
+        f" Was it renamed, or was this worker not restarted since it was added? Give it that name"
+        f" with name = {step!r} in its class, or with @step(name={step!r}); or cancel the run."
     )
 
 

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
 from sqlalchemy.schema import conv
 
+from ..definition.habits import AT_RUN, set_traps, without_traps
 from ..definition.registry import StepOptions
 from ..errors import ConfigError, SetupError
 from ..runtime import Nudge, Runtime, current_runtime
@@ -200,6 +201,14 @@ class SequenceRun(Base):
         if identity[0] is not None and "status" not in loaded:
             words[1:] = ["(expired by a commit: run.status loads it again)"]
         return f"<{' '.join(['SequenceRun', *(str(word) for word in words if word is not None)])}>"
+
+    if not t.TYPE_CHECKING:  # pragma: no branch
+
+        def __dir__(self) -> t.Iterable[str]:
+            return without_traps(self, super().__dir__())
+
+
+set_traps(SequenceRun, AT_RUN)
 
 
 class StepRun(Base):

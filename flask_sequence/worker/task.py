@@ -46,6 +46,20 @@ def register(runtime: Runtime) -> None:
     _runtimes.add(runtime)
 
 
+def check_celery(celery: object) -> None:
+    """Refuse what was given as the Celery application and is none.
+
+    :param celery: What was given; None: nothing.
+    :raises SetupError: It is something else.
+    """
+    if celery is not None and not isinstance(celery, Celery):
+        raise SetupError(
+            f"Sequence(celery=...) takes a Celery application, but was given a"
+            f" {type(celery).__name__}: pass yours; or leave it out, and name the broker by"
+            ' app.config["CELERY"] = {"broker_url": "redis://..."}.'
+        )
+
+
 def find_celery(app: Flask) -> Celery:
     """Give the Celery application of a Flask application, and make one where there is none.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections.abc
 import contextlib
+import dataclasses
 import logging
 import pickle
 import random
@@ -181,6 +182,9 @@ def test_retry_interrupt(sqlite_stepping: Stepping) -> None:
     def reasons(step: t.Any) -> None:
         step.retry(exc=OSError("gone"))
 
+    def long_reasons(step: t.Any) -> None:
+        step.retry(exc=OSError("x" * 2000))
+
     plain = sqlite_stepping.run(make_step(retry, default_retry_delay=9))
     assert (plain.status, plain.retries, delay_of(plain)) == (Status.WAITING, 1, 9)
     later = sqlite_stepping.run(retry, countdown=33)
@@ -194,7 +198,15 @@ def test_retry_interrupt(sqlite_stepping: Stepping) -> None:
     outcome = sqlite_stepping.advance(run_id)
     assert (outcome.status, type(outcome.error)) == (Status.FAILED, OSError)
     used_up = sqlite_stepping.run(make_step(retry, max_retries=0), countdown=1)
-    assert (used_up.status, used_up.error) == (Status.FAILED, "RetryInterrupt: self.retry()")
+    told = "self.retry() was called with no retry left; max_retries is 0"
+    assert (used_up.status, used_up.error) == (Status.FAILED, told)
+    with_reason = sqlite_stepping.run(make_step(reasons, max_retries=0))
+    assert with_reason.error == f"OSError: gone ({told})"
+    sqlite_stepping.runtime.settings = dataclasses.replace(
+        sqlite_stepping.runtime.settings, max_retries=0
+    )
+    told = "self.retry() was called with no retry left; SEQUENCE_MAX_RETRIES is 0"
+    assert sqlite_stepping.run(long_reasons).error == f"OSError: {'x' * 918}… ({told})"
     assert sqlite_stepping.notes() == []
 
 

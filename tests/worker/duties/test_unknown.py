@@ -43,9 +43,9 @@ def test_unknown_steps_are_blocked_after_two_intervals_and_freed(
     assert blocked == {"old", "old, too"}
     rows = [stepping.row(run_id) for run_id in ids]
     assert rows[0].error == (
-        "The sequence 'Made' has no step 'renamed'; its steps are end. Was it renamed? Give it"
-        " that name with name = 'renamed' in its class, or with @step(name='renamed'); or cancel"
-        " the run."
+        "The sequence 'Made' has no step 'renamed'; its steps are end. Was it renamed, or was"
+        " this worker not restarted since it was added? Give it that name with name = 'renamed' in"
+        " its class, or with @step(name='renamed'); or cancel the run."
     )
     assert (rows[0].version, rows[0].attempt, rows[0].due_at) == (1, 0, None)
     assert level_of(caplog, "2 runs are blocked") == "WARNING"
