@@ -201,8 +201,8 @@ def start_many(
     same = _new_row(runtime, definition, options)
 
     def insert() -> tuple[list[int], int]:
-        session.flush()
-        room = room_to_publish(session)
+        pending = sum(isinstance(row, SequenceRun) for row in session.new)
+        room = max(room_to_publish(session) - pending, 0)
         run_ids: list[int] = []
         for part, is_published in ((rows[:room], True), (rows[room:], False)):
             for batch in _batches(part):

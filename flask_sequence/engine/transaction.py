@@ -67,7 +67,7 @@ def publish_after_commit(session: Session, nudge: Nudge, *, publish: bool = True
 
 
 def room_to_publish(session: Session) -> int:
-    """Count the nudges that the commit of a session may still publish, once it is flushed."""
+    """Count the nudges that the commit of a session may publish beside those of flushed runs."""
     published = (entry for entry in _written(session) if entry.publish)
     return MOST_NUDGES - sum(1 for _ in itertools.islice(published, MOST_NUDGES))
 

@@ -410,7 +410,8 @@ class TestStartMany:
         runs += [TwoSteps.start() for _ in range(60)]
         db.session.commit()
         ids = [run.id for run in runs]
-        assert [nudge.run_id for nudge in published] == ids[:60] + many + ids[60:]
+        assert len(published) == 150
+        assert sorted(nudge.run_id for nudge in published[:100]) == sorted(many + ids[:70])
         unsent = sa.select(SequenceRun.id).where(SequenceRun.published_at.is_(None))
         assert sorted(db.session.scalars(unsent)) == ids[70:]
 
