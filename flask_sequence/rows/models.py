@@ -184,8 +184,8 @@ class SequenceRun(Base):
     def progress(self) -> Progress:
         """How far the run is: how many of its steps are done, of how many, and the state of each.
 
-        It stays correct when steps are renamed, added or removed after the run started. Each access
-        reads the history with one query.
+        It stays correct when steps are renamed, moved, added or removed after the run started. Each
+        access reads the history with one query.
 
         :return: ``position``, ``total`` and ``steps``, which have a ``name`` and a ``state``.
 
