@@ -130,15 +130,15 @@ class SequenceRun(Base):
         {"sqlite_autoincrement": True},
     )
 
-    if t.TYPE_CHECKING:
-        # The runtime, the first step's options and the delay, of a run that was started here.
-        _started: tuple[Runtime, StepOptions, float | None] | None
-    else:
-        _started = None
+    def _note_start(self, runtime: Runtime, options: StepOptions, delay: float | None) -> None:
+        _started[self] = (runtime, options, delay)
+
+    @property
+    def _is_started(self) -> bool:
+        return self in _started
 
     def _start_nudge(self) -> tuple[Runtime, Nudge, bool]:
-        assert self._started is not None
-        runtime, options, delay = self._started
+        runtime, options, delay = _started[self]
         nudge = runtime.nudge(self, options, countdown=max(delay or 0.0, 0.0))
         return runtime, nudge, runtime.rides(nudge.countdown)
 
@@ -200,6 +200,15 @@ class SequenceRun(Base):
         if identity[0] is not None and "status" not in loaded:
             words[1:] = ["(expired by a commit: run.status loads it again)"]
         return f"<{' '.join(['SequenceRun', *(str(word) for word in words if word is not None)])}>"
+
+
+_started: weakref.WeakKeyDictionary[SequenceRun, tuple[Runtime, StepOptions, float | None]] = (
+    weakref.WeakKeyDictionary()
+)
+"""The runtime, the first step's options and the delay of each run that was started here.
+
+They are not on the run, which can be pickled and copied.
+"""
 
 
 class StepRun(Base):
