@@ -66,8 +66,8 @@ class Sequence:
         :param db: See the class.
         :param celery: See the class.
         :raises SetupError: If Flask-SQLAlchemy is not initialised yet, this extension already is,
-            the engine commits by itself, its driver is not supported, or ``app`` is not a Flask
-            application.
+            the engine commits by itself, its driver is not supported, ``app`` is not a Flask
+            application, or ``db`` is not its Flask-SQLAlchemy.
         :raises ConfigError: If a ``SEQUENCE_*`` setting is misspelled or invalid.
 
         .. versionadded:: 0.1
@@ -81,10 +81,22 @@ class Sequence:
             raise SetupError(
                 f"A Sequence is registered with {app.name!r} already: import and use that one."
             )
-        db = db or self._db or app.extensions.get("sqlalchemy")
-        if db is None or "sqlalchemy" not in app.extensions:
+        given, registered = db or self._db, app.extensions.get("sqlalchemy")
+        db = registered if given is None else given
+        if not isinstance(db, SQLAlchemy | None):
+            raise SetupError(
+                f"Sequence(db=...) takes your SQLAlchemy object, but was given a"
+                f" {type(db).__name__}: write Sequence(app, db=db), and a Celery application as"
+                " Sequence(app, celery=celery)."
+            )
+        if db is None or registered is None:
             raise SetupError(
                 "Flask-SQLAlchemy comes first: call db.init_app(app) before sequence.init_app(app)."
+            )
+        if db != registered:
+            raise SetupError(
+                "Sequence(db=...) was given a SQLAlchemy object that is not the one of"
+                f" {app.name!r}: call init_app(app) of a single one, and leave out db."
             )
         settings = Settings.from_config(app.config)
         if settings.bind_key is None:

@@ -118,7 +118,7 @@ def _write_sqlite(connection: sa.Connection, values: t.Sequence[float]) -> None:
 
 def _busy_timeout(connection: sa.Connection, text: str) -> int:
     # By the driver: SQLAlchemy would begin a transaction, and that may wait for others by itself.
-    cursor = connection.connection.cursor()
+    cursor: t.Any = connection.connection.cursor()
     try:
         cursor.execute(text)
         return int(cursor.fetchone()[0])
