@@ -156,13 +156,17 @@ def _warn_of_forgotten_commits(app: Flask, db: SQLAlchemy) -> None:
     def note_request(error: BaseException | None) -> None:
         g._sequence_response = g.get("_sequence_response", 500)
 
-    @app.teardown_appcontext
     def warn(error: BaseException | None) -> None:
         if error is not None or g.get("_sequence_response", 200) >= 400:
             return
         if db.session.registry.has() and (names := uncommitted(db.session())):
             logger.warning(
-                "Started and not committed: %s. Unless a teardown function still commits them, they"
-                " will not run: call db.session.commit() after start().",
+                "Started and not committed: %s. They will not run: call db.session.commit() after"
+                " start().",
                 ", ".join(names),
             )
+
+    # Flask calls the last one first. This comes right before the one that removes the session,
+    # so that the application's own may commit.
+    owners = [getattr(teardown, "__self__", None) for teardown in app.teardown_appcontext_funcs]
+    app.teardown_appcontext_funcs.insert(owners.index(db) + 1 if db in owners else 0, warn)

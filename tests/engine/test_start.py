@@ -25,6 +25,7 @@ from flask_sequence import (
     EmptySequenceError,
     InvalidOptionError,
     KeyBusyError,
+    Sequence,
     SequenceRun,
     SetupError,
     Status,
@@ -35,7 +36,7 @@ from flask_sequence.engine import waiting
 from flask_sequence.rows import models
 from flask_sequence.runtime import Nudge
 from flask_sequence.testing import drain
-from tests.support.application import Effect, db
+from tests.support.application import Effect, close_app, db
 from tests.support.starts import (
     Fails,
     TwoSteps,
@@ -313,10 +314,32 @@ class TestForgottenCommit:
             TwoSteps.start()
             getattr(db.session, end, lambda: None)()
         told = (
-            "Started and not committed: TwoSteps.First. Unless a teardown function commits them"
-            " yet, they will not run: call db.session.commit() after start()."
+            "Started and not committed: TwoSteps.First. They will not run: call"
+            " db.session.commit() after start()."
         )
         assert caplog.messages == [told] * warns
+
+    @pytest.mark.parametrize("commits", [False, True])
+    def test_a_teardown_function_of_the_application_may_commit(
+        self, sqlite_url: str, commits: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        app = Flask("teardown")
+        app.config.update(SQLALCHEMY_DATABASE_URI=sqlite_url, CELERY={"broker_url": "memory://"})
+        db.init_app(app)
+
+        def commit(error: BaseException | None) -> None:
+            if commits:
+                db.session.commit()
+
+        app.teardown_appcontext(commit)
+        Sequence(app)
+        app.teardown_appcontext(lambda error: None)
+        with app.app_context():
+            TwoSteps.start()
+        assert ("not committed" in caplog.text) is not commits
+        with app.app_context():
+            assert db.session.query(SequenceRun).count() == commits
+        close_app(app)
 
     def test_with_an_exception_in_a_plain_context(
         self, make_app: MakeApp, sqlite_url: str, caplog: pytest.LogCaptureFixture
