@@ -83,15 +83,22 @@ class Sequence:
             )
         celery = self._celery_app if celery is None else celery
         check_celery(celery)
-        db = db or self._db or app.extensions.get("sqlalchemy")
-        if db is not None and not isinstance(db, SQLAlchemy):
+        given, registered = db or self._db, app.extensions.get("sqlalchemy")
+        db = registered if given is None else given
+        if not isinstance(db, SQLAlchemy | None):
             raise SetupError(
-                f"Sequence(db=...) takes Flask-SQLAlchemy's object, but was given a"
-                f" {type(db).__name__}: write Sequence(app, db=db) with your db = SQLAlchemy()."
+                f"Sequence(db=...) takes your SQLAlchemy object, but was given a"
+                f" {type(db).__name__}: write Sequence(app, db=db), and a Celery application as"
+                " Sequence(app, celery=celery)."
             )
-        if db is None or "sqlalchemy" not in app.extensions:
+        if db is None or registered is None:
             raise SetupError(
                 "Flask-SQLAlchemy comes first: call db.init_app(app) before sequence.init_app(app)."
+            )
+        if db != registered:
+            raise SetupError(
+                "Sequence(db=...) was given a SQLAlchemy object that is not the one of"
+                f" {app.name!r}: call init_app(app) of a single one, and leave out db."
             )
         settings = Settings.from_config(app.config)
         if settings.bind_key is None:
@@ -151,13 +158,17 @@ def _warn_of_forgotten_commits(app: Flask, db: SQLAlchemy) -> None:
     def note_request(error: BaseException | None) -> None:
         g._sequence_response = g.get("_sequence_response", 500)
 
-    @app.teardown_appcontext
     def warn(error: BaseException | None) -> None:
         if error is not None or g.get("_sequence_response", 200) >= 400:
             return
         if db.session.registry.has() and (names := uncommitted(db.session())):
             logger.warning(
-                "Started and not committed: %s. Unless a teardown function still commits them, they"
-                " will not run: call db.session.commit() after start().",
+                "Started and not committed: %s. They will not run: call db.session.commit() after"
+                " start().",
                 ", ".join(names),
             )
+
+    # Flask calls the last one first. This comes right before the one that removes the session,
+    # so that the application's own may commit.
+    owners = [getattr(teardown, "__self__", None) for teardown in app.teardown_appcontext_funcs]
+    app.teardown_appcontext_funcs.insert(owners.index(db) + 1 if db in owners else 0, warn)

@@ -7,11 +7,11 @@ import datetime
 import typing as t
 
 from .definition.habits import AT_SEQUENCE, set_traps
-from .definition.options import unknown_option
+from .definition.options import CELERY_HANDLERS, CELERY_OPTIONS, OPTIONS, unknown_option
 from .definition.registry import FunctionStep, SequenceDefinition, Step, define_sequence
 from .engine import starting
 from .engine.starting import StartOptions
-from .errors import EmptySequenceError, InvalidOptionError
+from .errors import EmptySequenceError, InvalidOptionError, UnknownOptionError
 from .rows.models import SequenceRun
 
 CHOICES = tuple(field.name for field in dataclasses.fields(StartOptions))
@@ -40,6 +40,36 @@ def _refuse_options(name: str, data: t.Mapping[str, t.Any]) -> None:
         f" option write {name}.set({shown}).start({rest}). To store it all the same, write"
         f" {name}.set().start({shown})."
     )
+
+
+def _refuse_misplaced(cls: type[BaseSequence]) -> None:
+    for owner in cls.__mro__:
+        if owner not in BaseSequence.__mro__:
+            for name, value in vars(owner).items():
+                behaviour = callable(value) or hasattr(value, "__get__")
+                if name in CELERY_HANDLERS or not behaviour:
+                    _refuse_option(owner.__qualname__, name)
+
+
+def _refuse_option(where: str, name: str) -> None:
+    if name == "abstract":
+        raise UnknownOptionError(
+            f"{where}: 'abstract' has no effect here. A sequence without `steps` is abstract by"
+            " itself."
+        )
+    if name in CHOICES:
+        also = f", or {name} on a step" if name in OPTIONS else ""
+        raise UnknownOptionError(
+            f"{where}: {name!r} has no effect on a sequence, since it is an option of a start:"
+            f" write {where}.set({name}=...).start(...){also}."
+        )
+    if name in OPTIONS:
+        raise UnknownOptionError(
+            f"{where}: {name!r} has no effect on a sequence, since it is an option of a step: set"
+            f" it in the class body of the step, or by @step({name}=...)."
+        )
+    if name in CELERY_OPTIONS:
+        raise unknown_option(where, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +126,8 @@ class BaseSequence:
         run = ContactForm.start(name="Joel")
         db.session.commit()
 
-    A subclass without ``steps`` is abstract: a base class for other sequences.
+    A subclass without ``steps`` is abstract: a base class for other sequences. It takes no options:
+    those of a start are for :meth:`set`, and those of a step for the step.
 
     .. versionadded:: 0.1
     """
@@ -113,6 +144,7 @@ class BaseSequence:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
+        _refuse_misplaced(cls)
         if hasattr(cls, "steps"):
             cls._definition = define_sequence(cls, cls.name, cls.steps)
             cls.step_names = cls._definition.step_names

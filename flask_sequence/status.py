@@ -123,7 +123,7 @@ class Progress:
 def progress_of(
     names: t.Sequence[str], step: str, status: Status, done: t.Collection[str]
 ) -> Progress:
-    """Tell how far a run has come, whatever was renamed, added or removed since it began.
+    """Tell how far a run has come, whatever was renamed, moved, added or removed since.
 
     :param names: The steps of its sequence, as the code has them now; none: it is not known.
     :param step: The step that it is at.
@@ -136,12 +136,14 @@ def progress_of(
     else:
         before = [name for name in done if name != step]
         after = [name for name in names[len(before) + 1 :] if name not in before]
-    over = status in (Status.FINISHED, Status.CANCELLED)
-    states = {
-        **{name: StepState.FINISHED if name in done else StepState.SKIPPED for name in before},
-        step: StepState(status.value),
-        **dict.fromkeys(after, StepState.SKIPPED if over else StepState.TO_COME),
-    }
+
+    def passed(some: t.Iterable[str]) -> dict[str, StepState]:
+        return {name: StepState.FINISHED if name in done else StepState.SKIPPED for name in some}
+
+    # What comes after the step of a run that goes on runs again, even if it is done.
+    to_come = dict.fromkeys(after, StepState.TO_COME)
+    rest = passed(after) if status.final else to_come
+    states = {**passed(before), step: StepState(status.value), **rest}
     steps = tuple(StepProgress(name, state) for name, state in states.items())
     position = sum(each.state is StepState.FINISHED for each in steps)
     return Progress(position, len(steps), steps)

@@ -33,7 +33,7 @@ FLOORS = (
 """The rooms and the modules beside them, from the ground up: data goes downwards, imports too."""
 
 ROOMS = {
-    "definition": "callables habits retry options data steps functions registry",
+    "definition": "callables habits retry options data steps functions sources registry",
     "rows": "driver_errors columns liveness dialects own_connections locks models readonly"
     " endings listeners claims reads prepared statements inserts moves upkeep migration",
     "broker": "bounded folders transport garbage embedded share line problems publisher",

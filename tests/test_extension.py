@@ -15,6 +15,7 @@ from celery import Celery, current_app
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from kombu import Queue
+from werkzeug.local import LocalProxy
 
 from flask_sequence import (
     BaseSequence,
@@ -80,6 +81,25 @@ def test_flask_sqlalchemy_comes_first() -> None:
 def test_what_is_no_application_is_refused() -> None:
     with pytest.raises(SetupError, match=r"was given a SQLAlchemy: write Sequence\(app, db=db\)"):
         Sequence(t.cast(Flask, SQLAlchemy()))
+
+
+@pytest.mark.parametrize("given", [Celery("theirs", set_as_current=False), "sqlite://"])
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_no_sqlalchemy_is_refused(given: t.Any, late: bool) -> None:
+    app = app_with_database()
+    told = rf"takes your SQLAlchemy object, but was given a {type(given).__name__}: .*celery=celery"
+    with pytest.raises(SetupError, match=told):
+        Sequence().init_app(app, given) if late else Sequence(app, given)
+    assert "sequence" not in app.extensions
+
+
+def test_the_sqlalchemy_of_another_application_is_refused() -> None:
+    app = app_with_database()
+    with pytest.raises(SetupError, match="that is not the one of 'tests.test_extension'"):
+        Sequence(app, db=SQLAlchemy())
+    with pytest.raises(SetupError, match=r"^Flask-SQLAlchemy comes first"):
+        Sequence(new_app(), db=SQLAlchemy())
+    Sequence(app, db=t.cast("t.Any", LocalProxy(lambda: app.extensions["sqlalchemy"])))
 
 
 def test_a_second_registration_is_refused() -> None:

@@ -37,6 +37,19 @@ def states(progress: Progress) -> str:
         ("bc", "b", "waiting", "a", "b waiting, c to come"),  # removed
         ("cab", "a", "waiting", "", "c skipped, a waiting, b to come"),  # moved
         ("bac", "b", "waiting", "a", "b waiting, a to come, c to come"),
+        ("bac", "b", "failed", "a", "b failed, a to come, c to come"),  # which would run again
+        # changed after its end
+        ("cab", "c", "finished", "abc", "c finished, a finished, b finished"),  # moved
+        ("acb", "c", "finished", "abc", "a finished, c finished, b finished"),
+        ("dcba", "a", "finished", "abcdcba", "d finished, c finished, b finished, a finished"),
+        ("ca", "c", "finished", "abc", "c finished, a finished"),  # one moved, one removed
+        ("ab", "c", "finished", "abc", "a finished, b finished, c finished"),  # removed
+        ("acn", "c", "finished", "abc", "a finished, c finished, n skipped"),
+        ("abx", "c", "finished", "abc", "a finished, b finished, c finished"),  # renamed
+        ("cxb", "c", "finished", "abc", "c finished, x skipped, b finished"),  # moved, renamed
+        ("bacd", "b", "cancelled", "a", "b cancelled, a finished, c skipped, d skipped"),
+        ("ax", "b", "cancelled", "a", "a finished, b cancelled"),
+        ("ad", "b", "cancelled", "", "b cancelled, d skipped"),
         ("", "b", "blocked", "a", "a finished, b blocked"),  # the sequence is not known
     ],
 )

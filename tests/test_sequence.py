@@ -9,8 +9,10 @@ import pytest
 from flask import Flask
 
 import flask_sequence
-from flask_sequence import BaseSequence, EmptySequenceError, SequenceRun
-from flask_sequence.sequence import PreparedSequence
+from flask_sequence import BaseSequence, EmptySequenceError, SequenceRun, UnknownOptionError
+from flask_sequence.definition.options import CELERY_OPTIONS, OPTIONS
+from flask_sequence.definition.registry import find_sequence
+from flask_sequence.sequence import CHOICES, PreparedSequence
 from tests.support.application import db
 from tests.support.starts import First, Second, TwoSteps
 
@@ -57,6 +59,46 @@ def test_what_a_base_shares(sqlite_app: Flask) -> None:
     assert (run.sequence, run.step, run.data) == ("ForJoel", "Second", {"name": "Joel"})
     with pytest.raises(EmptySequenceError, match="Shared has no steps"):
         Shared.for_joel()
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, *CHOICES, *CELERY_OPTIONS])
+def test_an_option_in_the_class_body_is_refused(name: str) -> None:
+    with pytest.raises(UnknownOptionError, match=f"^Mailing: '{name}' .*has no effect "):
+        type("Mailing", (BaseSequence,), {"steps": (First,), name: 3})
+    assert find_sequence("Mailing") is None
+    with pytest.raises(UnknownOptionError, match=f"^Mixin: '{name}' "):
+        type("Mailing", (type("Mixin", (), {name: 3}), BaseSequence), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("key", r"write Mailing\.set\(key=\.\.\.\)\.start\(\.\.\.\)\."),
+        ("queue", r"write Mailing\.set\(queue=\.\.\.\)\.start\(\.\.\.\), or queue on a step\."),
+        ("max_retries", r"in the class body of the step, or by @step\(max_retries=\.\.\.\)\."),
+        ("abstract", r"A sequence without `steps` is abstract by itself\."),
+        ("acks_late", r"The run's row, not the message, "),
+    ],
+)
+def test_where_the_option_belongs(name: str, cure: str) -> None:
+    with pytest.raises(UnknownOptionError, match=cure):
+        type("Mailing", (BaseSequence,), {name: True})
+
+
+def test_attributes_and_methods_of_ones_own() -> None:
+    class Own(BaseSequence):
+        retries = 3
+        template = "mail.html"
+
+        @classmethod
+        def key(cls, number: int) -> str:
+            return f"own-{number}"
+
+        def countdown(self) -> None: ...
+
+    assert (Own.retries, Own.template, Own.key(3)) == (3, "mail.html", "own-3")
+    with pytest.raises(UnknownOptionError, match="'on_failure' is Celery's"):
+        type("Mailing", (BaseSequence,), {"on_failure": lambda self: None})
 
 
 def test_options_are_for_one_start_only(sqlite_app: Flask) -> None:

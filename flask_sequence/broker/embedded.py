@@ -58,8 +58,8 @@ def make_celery(app: Flask) -> Celery:
     """Make the Celery app of a Flask app that has none, as Flask's documentation does.
 
     Its settings are ``app.config["CELERY"]``, and those keys of ``app.config`` that Celery knows by
-    their names, such as ``CELERY_BROKER_URL``. If none of them names a broker, it is the one of
-    Celery's own environment variables, or else the embedded one in the instance folder. Tasks run
+    their names, such as ``CELERY_BROKER_URL``. Celery's own environment variables go before them.
+    If none of all these names a broker, it is the embedded one in the instance folder. Tasks run
     in an app context.
 
     It becomes Celery's default app, so that ``shared_task`` works, unless the process has a

@@ -23,7 +23,9 @@ from .group import sequence_cli
 from .text import escape, is_terminal, print_table, shown_seconds, shown_time
 
 _ITEM = re.compile(r"(?P<key>[^=]*?[^=:])(?P<json>:)?=(?P<value>.*)", re.DOTALL)
-_RUN_ID = click.IntRange(min=1, max=2**63 - 1)
+_MOST_DECIMAL = 10**640
+"""An integer from which on its decimal text may be refused: the least bound that Python takes."""
+_NUMBER = click.IntRange(min=1, max=2**63 - 1)
 
 
 @sequence_cli.command()
@@ -92,7 +94,7 @@ def _json(where: str, text: str) -> t.Any:
 @click.option(
     "--limit",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=_NUMBER,
     default=50,
     show_default=True,
     help="Show at most N runs.",
@@ -171,7 +173,7 @@ def _warn(lines: t.Iterable[str]) -> None:
 
 
 @sequence_cli.command()
-@click.argument("run_id", metavar="ID", type=_RUN_ID)
+@click.argument("run_id", metavar="ID", type=_NUMBER)
 @click.option("--traceback", is_flag=True, help="Show the tracebacks of failed attempts, too.")
 def show(run_id: int, traceback: bool) -> None:
     """Show a run: where it is, its data, each attempt at its steps, and the steps to come.
@@ -214,8 +216,18 @@ def _read(run: SequenceRun) -> tuple[list[str], tuple[str, ...]]:
         secrets = secrets_in(run.data, json.loads(encode(run.data)))
     except DataError as error:
         return [str(error)], ()
-    text = json.dumps(masked(run.data), indent=2, ensure_ascii=False, default=_shown_value)
+    shown = _with_digits(masked(run.data))
+    text = json.dumps(shown, indent=2, ensure_ascii=False, default=_shown_value)
     return text.splitlines(), secrets
+
+
+def _with_digits(tree: t.Any) -> t.Any:
+    """Write an integer with more digits than Python writes as decimal text in hexadecimal."""
+    if isinstance(tree, dict):
+        return {key: _with_digits(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_with_digits(value) for value in tree]
+    return hex(tree) if isinstance(tree, int) and abs(tree) >= _MOST_DECIMAL else tree
 
 
 def _shown_value(value: t.Any) -> str:
@@ -282,7 +294,7 @@ def _print_fields(run: SequenceRun, secrets: t.Collection[str], now: datetime.da
 
 
 @sequence_cli.command()
-@click.argument("run_id", metavar="ID", type=_RUN_ID)
+@click.argument("run_id", metavar="ID", type=_NUMBER)
 def retry(run_id: int) -> None:
     """Resume a failed run at its failed step, or make a run's next retry due at once.
 
@@ -298,7 +310,7 @@ def retry(run_id: int) -> None:
 
 
 @sequence_cli.command()
-@click.argument("run_id", metavar="ID", type=_RUN_ID)
+@click.argument("run_id", metavar="ID", type=_NUMBER)
 def cancel(run_id: int) -> None:
     """Cancel a run that has not ended. A step that is running is not committed.
 

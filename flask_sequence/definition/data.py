@@ -274,7 +274,10 @@ def _is_kept(value: t.Any) -> bool:
 def _shown(place: t.Any) -> str:
     """Show a key as a program has it, on one line that can be printed and is not long."""
     if type(place) is not str:
-        return reprlib.repr(place)
+        try:
+            return reprlib.repr(place)
+        except ValueError:  # an integer of more digits than Python writes
+            return f"a very large {type(place).__name__}"
     text = json.dumps(place if len(place) <= 80 else f"{place[:80]}…", ensure_ascii=False)
     return text.encode(errors="backslashreplace").decode()
 

@@ -17,6 +17,7 @@ from ..errors import (
 )
 from .functions import FunctionStep, step
 from .options import StepOptions, check_name
+from .sources import note_import
 from .steps import RunInfo, Step, check_step
 
 __all__ = [
@@ -131,6 +132,9 @@ def define_sequence(cls: type, name: str, steps: object) -> SequenceDefinition:
     definition = SequenceDefinition(name, found, cls)
     _refuse_foreign(definition, _registry.get(name))
     _registry[name] = definition
+    note_import(cls.__module__, again="<locals>" not in cls.__qualname__)
+    for found_step in found:
+        note_import(found_step.cls.__module__, again=False)
     return definition
 
 

@@ -140,7 +140,7 @@ def start(
     )
     if options.due_at is not None:
         run.due_at = options.due_at
-    run._started = (runtime, first.options, options.delay)
+    run._note_start(runtime, first.options, options.delay)
     if options.key is None:
         runtime.db.session.add(run)
         return run

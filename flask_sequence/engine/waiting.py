@@ -132,17 +132,24 @@ def brief_read(runtime: Runtime, seconds: float) -> t.Iterator[sa.Connection]:
     _wait_for_pool(bind, until)
     seconds = max(0.0, until - time.monotonic())
     try:
-        # In a transaction, since it is with that that PostgreSQL forgets the bound.
-        with (
-            bind.connect() as connection,
-            connection.begin(),
-            bounded_lock_wait(connection, seconds),
-        ):
+        with bind.connect() as connection, _brief_transaction(connection, seconds):
             yield connection
     except sa.exc.DBAPIError as error:
         if is_lock_timeout(error):
             raise busy("The table of runs") from error
         raise
+
+
+@contextlib.contextmanager
+def _brief_transaction(connection: sa.Connection, seconds: float) -> t.Iterator[None]:
+    if connection.dialect.name == "sqlite":
+        # An application may let each transaction begin with a lock.
+        with bounded_lock_wait(connection, seconds), connection.begin():
+            yield
+    else:
+        # In a transaction, since it is with that that PostgreSQL forgets the bound.
+        with connection.begin(), bounded_lock_wait(connection, seconds):
+            yield
 
 
 def _wait_for_pool(engine: sa.Engine, until: float) -> None:

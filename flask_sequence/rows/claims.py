@@ -83,7 +83,8 @@ class Held(t.NamedTuple):
 
 def held_of(row: Row) -> Held:
     """Make it of a row of ``HELD_COLUMNS``."""
-    return Held(**{**row._mapping, "options": readable_options(row.options)})
+    held = Held(*row)
+    return held._replace(options=readable_options(t.cast("str | None", held.options)))
 
 
 def readable_options(text: str | None) -> dict[str, t.Any] | None:

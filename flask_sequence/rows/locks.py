@@ -53,7 +53,7 @@ def bounded_lock_wait(
     A bound of the application's own holds, too, where it is shorter. MariaDB counts whole seconds,
     and MySQL no less than one.
 
-    :param connection: A connection within a transaction.
+    :param connection: A connection within a transaction; on SQLite it may be before one.
     :param seconds: The bound; 0 stands for not waiting at all.
     :return: What sets another bound.
     """
@@ -106,14 +106,24 @@ def _write_mysql(connection: sa.Connection, values: t.Sequence[float]) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection, seconds: float) -> list[float]:
-    before = [connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() / 1000]
+    before = [_busy_timeout(connection, "PRAGMA busy_timeout") / 1000]
     _write_sqlite(connection, [min(*before, seconds)])
     return before
 
 
 def _write_sqlite(connection: sa.Connection, values: t.Sequence[float]) -> None:
     (seconds,) = values
-    connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+    _busy_timeout(connection, f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+
+
+def _busy_timeout(connection: sa.Connection, text: str) -> int:
+    # By the driver: SQLAlchemy would begin a transaction, and that may wait for others by itself.
+    cursor: t.Any = connection.connection.cursor()
+    try:
+        cursor.execute(text)
+        return int(cursor.fetchone()[0])
+    finally:
+        cursor.close()
 
 
 _BOUNDS = {

@@ -131,15 +131,15 @@ class SequenceRun(Base):
         {"sqlite_autoincrement": True},
     )
 
-    if t.TYPE_CHECKING:
-        # The runtime, the first step's options and the delay, of a run that was started here.
-        _started: tuple[Runtime, StepOptions, float | None] | None
-    else:
-        _started = None
+    def _note_start(self, runtime: Runtime, options: StepOptions, delay: float | None) -> None:
+        _started[self] = (runtime, options, delay)
+
+    @property
+    def _is_started(self) -> bool:
+        return self in _started
 
     def _start_nudge(self) -> tuple[Runtime, Nudge, bool]:
-        assert self._started is not None
-        runtime, options, delay = self._started
+        runtime, options, delay = _started[self]
         nudge = runtime.nudge(self, options, countdown=max(delay or 0.0, 0.0))
         return runtime, nudge, runtime.rides(nudge.countdown)
 
@@ -185,8 +185,8 @@ class SequenceRun(Base):
     def progress(self) -> Progress:
         """How far the run is: how many of its steps are done, of how many, and the state of each.
 
-        It stays correct when steps are renamed, added or removed after the run started. Each access
-        reads the history with one query.
+        It stays correct when steps are renamed, moved, added or removed after the run started. Each
+        access reads the history with one query.
 
         :return: ``position``, ``total`` and ``steps``, which have a ``name`` and a ``state``.
 
@@ -209,6 +209,15 @@ class SequenceRun(Base):
 
 
 set_traps(SequenceRun, AT_RUN)
+
+
+_started: weakref.WeakKeyDictionary[SequenceRun, tuple[Runtime, StepOptions, float | None]] = (
+    weakref.WeakKeyDictionary()
+)
+"""The runtime, the first step's options and the delay of each run that was started here.
+
+They are not on the run, which can be pickled and copied.
+"""
 
 
 class StepRun(Base):

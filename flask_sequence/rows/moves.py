@@ -64,7 +64,7 @@ def claim(
     else:
         found = result.rowcount == 1
         row = connection.execute(_claimed(), {"run": run_id}).one() if found else None
-    return Claim(**row._mapping) if row else None
+    return Claim(*row) if row else None
 
 
 @functools.cache

@@ -24,7 +24,7 @@ def refuse_writes(session: Session, context: t.Any, instances: t.Any) -> None:
     """
     session.info[_FLUSH] = weakref.ref(context)
     for row in session.new:
-        if isinstance(row, MODELS) and not (isinstance(row, SequenceRun) and row._started):
+        if isinstance(row, MODELS) and not (isinstance(row, SequenceRun) and row._is_started):
             raise ReadOnlyError(
                 f"A {type(row).__name__} cannot be added by hand: start a run with"
                 " start(), for example ContactForm.start(name=...)."

@@ -98,9 +98,14 @@ class Due(t.NamedTuple):
 
 _DUE_COLUMNS: tuple[sa.ColumnElement[t.Any], ...] = (
     *(runs.c[name] for name in ("id", "version", "sequence", "step")),
-    *(readable(runs.c.due_at), readable(runs.c.published_at)),
-    *(OPTIONS_TEXT, clock().label("now")),
+    *(OPTIONS_TEXT, readable(runs.c.due_at), readable(runs.c.published_at)),
+    clock().label("now"),
 )
+
+
+def _due(row: Row) -> Due:
+    due = Due(*row)
+    return due._replace(options=readable_options(t.cast("str | None", due.options)))
 
 
 def due(
@@ -127,7 +132,7 @@ def due(
         chosen = chosen.where(_is_unpublished(quiet), IS_KNOWN_FORMAT)
         chosen = chosen.order_by(*_SENT_LONGEST_AGO).limit(limit)
         for row in connection.execute(chosen):
-            found.append(Due(**{**row._mapping, "options": readable_options(row.options)}))
+            found.append(_due(row))
     return sorted(found, key=_sent_longest_ago)[:limit]
 
 
@@ -198,7 +203,8 @@ _AT = (runs.c.id, runs.c.sequence, runs.c.step, runs.c.queue, OPTIONS_TEXT)
 
 
 def _at(row: Row) -> At:
-    return At(**{**row._mapping, "options": readable_options(row.options)})
+    at = At(*row)
+    return at._replace(options=readable_options(t.cast("str | None", at.options)))
 
 
 def overdue(connection: sa.Connection, *, queues: t.Collection[str], seconds: float) -> list[At]:
@@ -353,8 +359,10 @@ def living_workers(connection: sa.Connection) -> list[Living]:
     columns: list[t.Any] = [workers.c[name] for name in Living._fields]
     statement: sa.Select[t.Any] = sa.select(*columns).where(workers.c.seen_until > clock())
     return [
-        Living(**{**row._mapping, "queues": None if row.queues is None else _names(row.queues)})
-        for row in connection.execute(statement)
+        living._replace(
+            queues=None if living.queues is None else _names(t.cast("str", living.queues))
+        )
+        for living in (Living(*row) for row in connection.execute(statement))
     ]
 
 
@@ -416,4 +424,4 @@ def _next_queue(connection: sa.Connection, after: str) -> str | None:
 
 def _claims(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[Claim]:
     statement = sa.select(*CLAIM_COLUMNS).where(runs.c.status == Status.RUNNING, condition)
-    return [Claim(**row._mapping) for row in connection.execute(statement)]
+    return [Claim(*row) for row in connection.execute(statement)]

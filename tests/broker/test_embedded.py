@@ -182,6 +182,24 @@ def test_celerys_own_variable_goes_before_the_embedded_broker(
 
 
 @pytest.mark.parametrize(
+    "config",
+    [
+        {"CELERY": {"broker_url": "redis://config.invalid"}},
+        {"CELERY_BROKER_URL": "redis://config.invalid"},
+        {},
+    ],
+)
+def test_celerys_own_variable_goes_before_all_settings(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, config: dict[str, t.Any]
+) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://environment.invalid")
+    app.config.update(config)
+    celery = embedded.make_celery(app)
+    assert celery.connection_for_write().hostname == "environment.invalid"
+    assert celery.connection_for_read().hostname == "environment.invalid"
+
+
+@pytest.mark.parametrize(
     ("config", "setting", "value"),
     [
         ({"CELERY_BROKER_URL": "redis://new.invalid"}, "broker_url", "redis://new.invalid"),

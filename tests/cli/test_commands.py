@@ -256,6 +256,23 @@ def test_missing_workers_are_told(sqlite_app: Flask) -> None:
     )
 
 
+def test_show_writes_an_integer_of_very_many_digits(sqlite_app: Flask) -> None:
+    with sqlite_app.app_context():
+        CliForm.start(rows=[{"small": -(10**600), "large": -(10**5000)}], token=10**5000)
+        db.session.commit()
+    told = run(sqlite_app, "show", "1").stdout
+    assert f'"small": {-(10**600)}' in told
+    assert f'"large": "{hex(-(10**5000))}"' in told
+    assert '"token": "***"' in told
+
+
+def test_a_list_has_a_limit_that_the_database_takes(sqlite_app: Flask) -> None:
+    run(sqlite_app, "start", "CliForm")
+    assert listed(sqlite_app, "--limit", str(2**63 - 1)).splitlines()[1].startswith("1 ")
+    for limit in (0, 2**63, 10**20):
+        assert "is not in the range" in refused(sqlite_app, "list", "--limit", str(limit), code=2)
+
+
 def test_a_list_can_be_narrowed(sqlite_app: Flask) -> None:
     fail(sqlite_app)
     for name in ("CliOther", "CliForm"):

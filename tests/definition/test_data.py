@@ -131,6 +131,8 @@ def test_integers_have_any_size() -> None:
     data = {"v": -(10**5000)}  # More digits than Python writes as decimal text.
     back = decode_text(encode(data))
     assert (back == data) is True
+    with pytest.raises(DataError, match="is under a key that is not a string"):
+        encode({"v": {10**5000: 1}})
 
 
 def test_bools_and_numbers_are_kept_apart() -> None:

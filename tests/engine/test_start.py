@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import copy
 import datetime
+import gc
 import logging
 import math
+import pickle
 import re
 import threading
 import typing as t
@@ -22,6 +25,7 @@ from flask_sequence import (
     EmptySequenceError,
     InvalidOptionError,
     KeyBusyError,
+    Sequence,
     SequenceRun,
     SetupError,
     Status,
@@ -29,9 +33,10 @@ from flask_sequence import (
 )
 from flask_sequence.definition.data import WARN_BYTES
 from flask_sequence.engine import waiting
+from flask_sequence.rows import models
 from flask_sequence.runtime import Nudge
 from flask_sequence.testing import drain
-from tests.support.application import Effect, db
+from tests.support.application import Effect, close_app, db
 from tests.support.starts import (
     Fails,
     TwoSteps,
@@ -86,6 +91,37 @@ class TestStart:
         names.append("b")
         db.session.commit()
         assert run.data == {"names": ["a"]}
+
+    @pytest.mark.parametrize("end", ["flush", "commit", None])
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))])
+    def test_can_be_copied_and_pickled(
+        self, sqlite_app: Flask, copied: t.Callable[[t.Any], t.Any], end: str | None
+    ) -> None:
+        run = TwoSteps.set(priority=3, countdown=5).start(names=["a"])
+        if end:
+            getattr(db.session, end)()
+        assert (run.sequence, run.data) == ("TwoSteps", {"names": ["a"]})
+        other = copied(run)
+        assert (other.sequence, other.data, other.id) == (run.sequence, run.data, run.id)
+        db.session.commit()
+        db.session.refresh(run)
+
+    def test_can_be_added_again_after_a_rollback(self, published: list[Nudge]) -> None:
+        run = TwoSteps.start()
+        db.session.flush()
+        db.session.rollback()
+        db.session.add(run)
+        db.session.commit()
+        assert [nudge.run_id for nudge in published] == [run.id]
+
+    def test_leaves_nothing_behind(self, sqlite_app: Flask) -> None:
+        before = len(models._started)
+        TwoSteps.start()
+        assert len(models._started) == before + 1
+        db.session.commit()
+        db.session.close()
+        gc.collect()
+        assert len(models._started) <= before
 
     def test_takes_any_name(self, sqlite_app: Flask) -> None:
         run = TwoSteps.start(cls=1, self=2, data=3, unnamed=4)
@@ -278,10 +314,32 @@ class TestForgottenCommit:
             TwoSteps.start()
             getattr(db.session, end, lambda: None)()
         told = (
-            "Started and not committed: TwoSteps.First. Unless a teardown function still commits"
-            " them, they will not run: call db.session.commit() after start()."
+            "Started and not committed: TwoSteps.First. They will not run: call"
+            " db.session.commit() after start()."
         )
         assert caplog.messages == [told] * warns
+
+    @pytest.mark.parametrize("commits", [False, True])
+    def test_a_teardown_function_of_the_application_may_commit(
+        self, sqlite_url: str, commits: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        app = Flask("teardown")
+        app.config.update(SQLALCHEMY_DATABASE_URI=sqlite_url, CELERY={"broker_url": "memory://"})
+        db.init_app(app)
+
+        def commit(error: BaseException | None) -> None:
+            if commits:
+                db.session.commit()
+
+        app.teardown_appcontext(commit)
+        Sequence(app)
+        app.teardown_appcontext(lambda error: None)
+        with app.app_context():
+            TwoSteps.start()
+        assert ("not committed" in caplog.text) is not commits
+        with app.app_context():
+            assert db.session.query(SequenceRun).count() == commits
+        close_app(app)
 
     def test_with_an_exception_in_a_plain_context(
         self, make_app: MakeApp, sqlite_url: str, caplog: pytest.LogCaptureFixture

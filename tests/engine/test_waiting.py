@@ -219,6 +219,40 @@ def test_on_sqlite_a_writer_is_waited_for_in_time(
         assert drain(app) == 0
 
 
+def test_on_sqlite_a_transaction_that_begins_with_a_lock_is_waited_for_in_time(
+    make_app: t.Callable[..., Flask], sqlite_url: str
+) -> None:
+    app = make_app(sqlite_url, SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"timeout": 15}})
+    with app.app_context():
+        record_published(app)
+        timeouts: list[int] = []
+
+        @sa.event.listens_for(db.engine, "connect")
+        def begin_nothing(driver: t.Any, record: object) -> None:
+            driver.isolation_level = None
+
+        @sa.event.listens_for(db.engine, "begin")
+        def begin_immediate(connection: sa.Connection) -> None:
+            timeouts.append(connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one())
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+        db.engine.dispose()
+        run = TwoSteps.start()
+        db.session.commit()
+        with sa.create_engine(sqlite_url, poolclass=NullPool).connect() as writer:
+            writer.exec_driver_sql("BEGIN IMMEDIATE")
+            started = time.monotonic()
+            with pytest.raises(TimeoutError, match="locked"):
+                run.wait(0.5)
+            assert time.monotonic() - started < 5
+            writer.rollback()
+        with pytest.raises(TimeoutError, match="is waiting at First"):
+            run.wait(0)
+        timeouts.clear()
+        assert control.find_run(control.id_of(run)).sequence == "TwoSteps"
+        assert timeouts == [15_000]  # as it was before
+
+
 def start_in_threads(app: Flask, keys: t.Sequence[str]) -> tuple[list[threading.Thread], list[str]]:
     """Write a row and start by a key, each in a thread, and commit; tell what came of each."""
     ends: list[str] = []

@@ -9,11 +9,15 @@ import uuid
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
 
 from flask_sequence import Status
 from flask_sequence.rows import reads
 from flask_sequence.rows.dialects import later
 from flask_sequence.rows.models import runs
+from flask_sequence.testing import drain
+from tests.support.application import db
+from tests.support.starts import TwoSteps
 from tests.support.stepping import Stepping, make_step
 
 CLASSES = ("Import", "Order", "Mail")
@@ -180,3 +184,22 @@ def test_options_that_cannot_be_read_keep_no_run_from_being_taken_up(
         for text, options in (("'{broken'", None), ("""'{"queue":"q"}'""", {"queue": "q"})):
             connection.exec_driver_sql(f"UPDATE sequence_runs SET options = {text} WHERE id = 1")
             assert [held.options for held in reads.held_by(connection, "one")] == [options]
+
+
+def test_short_labels_change_nothing(make_app: t.Callable[..., Flask], database_url: str) -> None:
+    app = make_app(
+        database_url,
+        SQLALCHEMY_ENGINE_OPTIONS={"label_length": 14 if "postgresql" in database_url else 6},
+    )
+    with app.app_context():
+        run = TwoSteps.set(priority=3, countdown=0).start(note="x")
+        db.session.commit()
+        connection = db.session.connection()
+        [due] = reads.due(connection, queues=[run.queue], quiet=0, among=9, limit=9)
+        assert (due.id, due.step, due.options) == (run.id, "First", {"priority": 3})
+        assert due.due_at <= due.now
+        [at] = reads.overdue(connection, queues=[run.queue], seconds=0)
+        assert (at.id, at.queue, at.options) == (run.id, run.queue, {"priority": 3})
+        db.session.commit()
+        assert drain(app) == 2
+        assert run.status is Status.FINISHED

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 
 from ...definition.registry import step_modules
+from ...definition.sources import Source, imported_source, read_source
 from ..post import Post
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
@@ -16,24 +15,20 @@ class NoticeChangedCode:
     """Tells, once for each change, of a file with steps that is not what the worker runs."""
 
     def __init__(self, post: Post) -> None:
-        self._changed_at: dict[str, int] = {}
+        self._seen: dict[str, Source] = {}
         self()
 
     def __call__(self) -> None:
         """Look at each file."""
-        for path in filter(None, map(_file_of, step_modules())):
-            try:
-                changed_at = os.stat(path).st_mtime_ns
-            except OSError:
-                continue  # a deploy may have removed it
-            if self._changed_at.setdefault(path, changed_at) != changed_at:
-                self._changed_at[path] = changed_at
+        for source in filter(None, map(imported_source, step_modules())):
+            before = self._seen.get(source.path, source)
+            now = read_source(source.path, before)
+            if now is None:
+                continue
+            self._seen[source.path] = now
+            if now.digest not in (before.digest, source.digest):
                 logger.warning(
                     "%s has changed since this worker started, which runs the old code until you"
                     " restart it",
-                    path,
+                    source.path,
                 )
-
-
-def _file_of(module: str) -> str | None:
-    return getattr(sys.modules.get(module), "__file__", None)
