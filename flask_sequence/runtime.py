@@ -127,6 +127,8 @@ class Runtime:
     """The id under which a process that is no worker performs runs."""
     number: int = field(default_factory=lambda: next(_numbers))
     """Counts up the runtimes of this process."""
+    is_chosen: bool = False
+    """Whether the worker of this process was started for this application by name."""
     host: str = field(default_factory=socket.gethostname)
     _default_queue: str | None = field(default=None, repr=False)
     _is_found: bool = field(default=False, repr=False)
