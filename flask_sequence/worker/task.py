@@ -82,7 +82,8 @@ def _not_given(celery: Celery) -> str:
         f"This process has the Celery application {celery.main!r}, which was not given to"
         " flask-sequence, so requests and workers would not use the same one. Pass it to the"
         ' extension, as Sequence(app, celery=celery), or put it into app.extensions["celery"]'
-        " where the Flask application is created."
+        " where the Flask application is created. If it only sends tasks to another service, create"
+        " it as Celery(..., set_as_current=False)."
     )
 
 
