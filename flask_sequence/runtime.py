@@ -272,13 +272,20 @@ class Runtime:
 
 
 def _routed_queue(celery: Celery) -> str:
+    task: t.Any = celery.tasks[TASK]
+    router: t.Any = celery.amqp.router
     try:
-        task: t.Any = celery.tasks[TASK]
-        route = celery.amqp.router.route({}, TASK, (), {}, task)
-    except KeyError as error:
+        route = router.route({}, TASK, (), {}, task)
+    except Exception as error:
+        if type(error).__name__ == "QueueNotFound":  # Celery's, which is not imported here
+            raise SetupError(
+                f"Celery cannot route the task {TASK}: {error.args[0]}, and"
+                " task_create_missing_queues is off. Add the queue to task_queues, or name another"
+                " one by SEQUENCE_QUEUE."
+            ) from error
         raise SetupError(
-            f"Celery cannot route the task {TASK}: {error.args[0]}, and task_create_missing_queues"
-            " is off. Add the queue to task_queues, or name another one by SEQUENCE_QUEUE."
+            f"A router in task_routes fails for the task {TASK}: {type(error).__name__}: {error}."
+            " The task is routed without arguments: let the router return None for it, or a queue."
         ) from error
     queue = route.get("queue") or celery.conf.task_default_queue
     return str(getattr(queue, "name", queue))
