@@ -66,8 +66,8 @@ class Sequence:
         :param db: See the class.
         :param celery: See the class.
         :raises SetupError: If Flask-SQLAlchemy is not initialised yet, this extension already is,
-            the engine commits by itself, its driver is not supported, or ``app`` is not a Flask
-            application.
+            the engine commits by itself, its driver is not supported, ``db.session`` begins no
+            transaction by itself, or ``app`` is not a Flask application.
         :raises ConfigError: If a ``SEQUENCE_*`` setting is misspelled or invalid.
 
         .. versionadded:: 0.1
@@ -86,6 +86,7 @@ class Sequence:
             raise SetupError(
                 "Flask-SQLAlchemy comes first: call db.init_app(app) before sequence.init_app(app)."
             )
+        _refuse_sessions_that_wait(db)
         settings = Settings.from_config(app.config)
         if settings.bind_key is None:
             _refuse_autocommit(app)
@@ -131,6 +132,15 @@ def _refuse_autocommit(app: Flask) -> None:
             "The engine commits each statement by itself (isolation_level AUTOCOMMIT), so a step"
             " and its effects cannot be one commit: remove it from SQLALCHEMY_ENGINE_OPTIONS, or"
             " use it on a separate bind only."
+        )
+
+
+def _refuse_sessions_that_wait(db: SQLAlchemy) -> None:
+    factory: t.Any = getattr(db.session, "session_factory", None)
+    if not getattr(factory, "kw", {}).get("autobegin", True):
+        raise SetupError(
+            "db.session begins no transaction by itself (autobegin=False), so no step could use it:"
+            " remove autobegin from the session_options of SQLAlchemy()."
         )
 
 

@@ -124,6 +124,14 @@ def test_an_engine_that_commits_by_itself_is_refused(options: dict[str, t.Any]) 
         Sequence(app)
 
 
+def test_a_session_that_begins_no_transaction_is_refused() -> None:
+    app, database = new_app(), SQLAlchemy(session_options={"autobegin": False})
+    database.init_app(app)
+    with pytest.raises(SetupError, match="autobegin from the session_options"):
+        Sequence(app)
+    assert "sequence" not in app.extensions
+
+
 def test_nothing_is_kept_on_the_extension() -> None:
     sequence = Sequence()
     apps = [app_with_database() for _ in range(2)]
