@@ -177,7 +177,7 @@ def test_old_names_may_stand_in_each_place(app: Flask, broker: dict[str, str]) -
     celery = embedded.make_celery(app)
     assert celery.conf.broker_url == broker.get("BROKER_URL", "filesystem://")
     assert celery.conf.task_default_queue == "shop"
-    assert celery.conf.timezone == "Europe/Berlin"
+    assert str(celery.conf.timezone) == "Europe/Berlin"
 
 
 def test_celerys_own_variable_goes_before_the_embedded_broker(

@@ -186,14 +186,13 @@ def test_in_a_schema_the_foreign_key_is_corrected_by_hand(folder: Path) -> None:
     try:
         with engine.begin() as connection:
             connection.execute(sa.text("CREATE SCHEMA shop"))
-        env = {"URL": url, "SCHEMA": "shop"}
-        flask(folder, "sequence init", "db upgrade", "db migrate", **env)
+        flask(folder, "sequence init", "db upgrade", "db migrate", URL=url, SCHEMA="shop")
         (ours,) = folder.glob(f"migrations/versions/{REVISION}_*.py")
         (theirs,) = set(folder.glob("migrations/versions/*.py")) - {ours}
         written = theirs.read_text()
         assert "['shop.sequence_runs.id']" in written
         theirs.write_text(written.replace("'shop.sequence_runs.id'", "'sequence_runs.id'"))
-        flask(folder, "db upgrade", "db downgrade base", "db upgrade", **env)
+        flask(folder, "db upgrade", "db downgrade base", "db upgrade", URL=url, SCHEMA="shop")
         look = sa.inspect(engine)
         (key,) = look.get_foreign_keys("note", "shop")
         assert (key["referred_schema"], key["referred_table"]) == (None, "sequence_runs")
