@@ -66,8 +66,9 @@ class Sequence:
         :param db: See the class.
         :param celery: See the class.
         :raises SetupError: If Flask-SQLAlchemy is not initialised yet, this extension already is,
-            the engine commits by itself, its driver is not supported, or ``app``, ``db`` or
-            ``celery`` is something else than its name says.
+            the engine commits by itself, its driver is not supported, ``db.session`` begins no
+            transaction by itself, or ``app``, ``db`` or ``celery`` is something else than its name
+            says.
         :raises ConfigError: If a ``SEQUENCE_*`` setting is misspelled or invalid.
 
         .. versionadded:: 0.1
@@ -100,6 +101,7 @@ class Sequence:
                 "Sequence(db=...) was given a SQLAlchemy object that is not the one of"
                 f" {app.name!r}: call init_app(app) of a single one, and leave out db."
             )
+        _refuse_sessions_that_wait(db)
         settings = Settings.from_config(app.config)
         if settings.bind_key is None:
             _refuse_autocommit(app)
@@ -145,6 +147,15 @@ def _refuse_autocommit(app: Flask) -> None:
             "The engine commits each statement by itself (isolation_level AUTOCOMMIT), so a step"
             " and its effects cannot be one commit: remove it from SQLALCHEMY_ENGINE_OPTIONS, or"
             " use it on a separate bind only."
+        )
+
+
+def _refuse_sessions_that_wait(db: SQLAlchemy) -> None:
+    factory: t.Any = getattr(db.session, "session_factory", None)
+    if not getattr(factory, "kw", {}).get("autobegin", True):
+        raise SetupError(
+            "db.session begins no transaction by itself (autobegin=False), so no step could use it:"
+            " remove autobegin from the session_options of SQLAlchemy()."
         )
 
 

@@ -127,20 +127,37 @@ class Runtime:
     """The id under which a process that is no worker performs runs."""
     number: int = field(default_factory=lambda: next(_numbers))
     """Counts up the runtimes of this process."""
+    is_chosen: bool = False
+    """Whether the worker of this process was started for this application by name."""
     host: str = field(default_factory=socket.gethostname)
     _default_queue: str | None = field(default=None, repr=False)
+    _is_found: bool = field(default=False, repr=False)
+    """Whether the Celery application was looked up; else it was given."""
 
     @property
     def celery(self) -> Celery:
-        """The Celery application, looked up when it is first needed."""
-        if self.celery_app is None:
-            self.celery_app = self.find_celery(self.app)
+        """The Celery application, looked up when it is first needed, and again once replaced."""
+        if self.celery_app is None or self._is_replaced:
+            replaces, celery = self.celery_app is not None, self.find_celery(self.app)
+            if replaces:
+                self.publisher = self._default_queue = None
+                self.__dict__.pop("_has_quorum_queues", None)
+            self.celery_app, self._is_found = celery, True
         return self.celery_app
 
     @property
     def known_celery(self) -> Celery | None:
         """The Celery application, if there is one already; none is made."""
-        return self.celery_app or self.app.extensions.get("celery")
+        if self.celery_app is None or self._is_replaced:
+            return self.app.extensions.get("celery")
+        return self.celery_app
+
+    @property
+    def _is_replaced(self) -> bool:
+        """Whether the application has by now another Celery application than the one in use."""
+        if not self._is_found or self.worker is not None:  # a worker keeps the one it runs on
+            return False
+        return self.app.extensions.get("celery") not in (None, self.celery_app)
 
     @property
     def is_eager(self) -> bool:
@@ -196,8 +213,8 @@ class Runtime:
     @property
     def default_queue(self) -> str:
         """``SEQUENCE_QUEUE``, or where Celery routes our task."""
+        celery = self.celery
         if self._default_queue is None:
-            celery = self.celery
             self._default_queue = self.settings.queue or _routed_queue(celery)
         return self._default_queue
 
@@ -255,13 +272,20 @@ class Runtime:
 
 
 def _routed_queue(celery: Celery) -> str:
+    task: t.Any = celery.tasks[TASK]
+    router: t.Any = celery.amqp.router
     try:
-        task: t.Any = celery.tasks[TASK]
-        route = celery.amqp.router.route({}, TASK, (), {}, task)
-    except KeyError as error:
+        route = router.route({}, TASK, (), {}, task)
+    except Exception as error:
+        if type(error).__name__ == "QueueNotFound":  # Celery's, which is not imported here
+            raise SetupError(
+                f"Celery cannot route the task {TASK}: {error.args[0]}, and"
+                " task_create_missing_queues is off. Add the queue to task_queues, or name another"
+                " one by SEQUENCE_QUEUE."
+            ) from error
         raise SetupError(
-            f"Celery cannot route the task {TASK}: {error.args[0]}, and task_create_missing_queues"
-            " is off. Add the queue to task_queues, or name another one by SEQUENCE_QUEUE."
+            f"A router in task_routes fails for the task {TASK}: {type(error).__name__}: {error}."
+            " The task is routed without arguments: let the router return None for it, or a queue."
         ) from error
     queue = route.get("queue") or celery.conf.task_default_queue
     return str(getattr(queue, "name", queue))

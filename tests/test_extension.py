@@ -28,8 +28,10 @@ from flask_sequence import (
     step,
 )
 from flask_sequence.broker import embedded_config
+from flask_sequence.broker.publisher import publisher_of
 from flask_sequence.runtime import TASK, current_runtime, runtime_of
 from flask_sequence.testing import drain
+from flask_sequence.worker.task import runtime_for
 from tests.support import application
 from tests.support.application import close_app, create_app
 from tests.support.waiting import wait_until
@@ -142,6 +144,14 @@ def test_an_engine_that_commits_by_itself_is_refused(options: dict[str, t.Any]) 
         Sequence(app)
 
 
+def test_a_session_that_begins_no_transaction_is_refused() -> None:
+    app, database = new_app(), SQLAlchemy(session_options={"autobegin": False})
+    database.init_app(app)
+    with pytest.raises(SetupError, match="autobegin from the session_options"):
+        Sequence(app)
+    assert "sequence" not in app.extensions
+
+
 def test_nothing_is_kept_on_the_extension() -> None:
     sequence = Sequence()
     apps = [app_with_database() for _ in range(2)]
@@ -174,6 +184,35 @@ def test_the_applications_celery_is_found_in_either_order() -> None:
         assert TASK in celery.tasks
 
 
+def test_one_that_comes_after_the_first_start_takes_the_place_of_ours(sqlite_url: str) -> None:
+    app = create_app(sqlite_url, {"broker_url": "memory://"}, TESTING=False)
+    runtime = runtime_of(app)
+    with app.app_context():
+        application.db.create_all()
+        assert ExtensionRun.start().queue == "celery"
+        application.db.session.commit()
+        ours, publisher = runtime.celery, publisher_of(runtime)
+        theirs = Celery("theirs", set_as_current=False, broker="memory://")
+        theirs.conf.task_default_queue = "theirs"
+        app.extensions["celery"] = theirs
+        assert runtime_for(ours) is None
+        assert runtime_for(theirs) is runtime
+        assert ExtensionRun.start().queue == "theirs"
+        application.db.session.commit()
+    assert celery_app(app) is theirs
+    assert publisher.celery is ours
+    assert publisher_of(runtime).celery is theirs
+
+
+def test_what_is_no_celery_does_not_take_the_place_of_ours_unnoticed() -> None:
+    app = app_with_database(CELERY={"broker_url": "memory://"})
+    Sequence(app)
+    celery_app(app)
+    app.extensions["celery"] = object()
+    with pytest.raises(SetupError, match="not a Celery application but a object"):
+        celery_app(app)
+
+
 def test_a_given_celery_goes_before_all_others() -> None:
     given = Celery("given", set_as_current=False)
     to_class, to_init = app_with_database(), app_with_database()
@@ -183,6 +222,8 @@ def test_a_given_celery_goes_before_all_others() -> None:
     for app in (to_class, to_init):
         assert celery_app(app) is given
     assert "celery" not in to_init.extensions
+    celery_init_app(to_init)
+    assert celery_app(to_init) is given
 
 
 def test_the_current_app_of_celery_may_be_given() -> None:

@@ -79,10 +79,10 @@ def make_celery(app: Flask) -> Celery:
         celery.config_from_object(config)  # a module or an object
     else:
         _warn_of_misspelled(config or {})
-        settings = {**named, **(config or {})}
+        settings = {_OLD_NAMES.get(name, name): value for name, value in (config or {}).items()}
+        settings = {**named, **settings}
         if not _names_broker(settings) and not _broker_in_environment():
-            renamed = {_OLD_NAMES.get(name, name): value for name, value in settings.items()}
-            settings = {**embedded_config(_folder_of(app)), **renamed}
+            settings = {**embedded_config(_folder_of(app)), **settings}
             _to_warn.add(celery)
         elif not config:
             ours = {"broker_connection_retry_on_startup": True, "task_ignore_result": True}

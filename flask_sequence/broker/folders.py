@@ -27,6 +27,8 @@ if sys.platform != "win32":
 
 LITTER_SECONDS = 3600.0
 """After how long a file that was never renamed into place belongs to a dead process."""
+TRIAL_BYTES = 4096
+"""The size of the file by which it is found out whether a folder takes messages."""
 TRIES = 50
 """How often a folder is created that somebody is deleting at the same time."""
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
@@ -131,6 +133,21 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def check_writable(folder: pathlib.Path) -> None:
+    """Find out whether a folder takes a file of the size of a message.
+
+    :param folder: The folder, which is there.
+    :raises OSError: It does not.
+    """
+    file = folder / f".{uuid.uuid4().hex}"
+    try:
+        with open(file, "x", encoding="utf-8", opener=_open_private) as opened:
+            opened.write("-" * TRIAL_BYTES)
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
 def check_private(folder: pathlib.Path) -> None:
     """Refuse a folder in which others can put messages: whoever can, has them performed.
 
@@ -232,8 +249,8 @@ class Folders:
     def make(self) -> None:
         """Create them, so that a wrong path is reported at once, and keep them to this user.
 
-        :raises SetupError: They cannot be created, or others can write into them.
-        :raises OSError: They cannot be created now: the disk is full, for one.
+        :raises SetupError: They cannot be created or written, or others can write into them.
+        :raises OSError: They cannot be created or written now: the disk is full, for one.
         """
         for folder in dict.fromkeys((self.incoming, self.outgoing, self.control)):
             try:
@@ -244,6 +261,14 @@ class Folders:
                 problem = f"it cannot be created ({error.strerror})"
                 raise _refusal(folder, problem, "let this user write there") from error
             check_private(folder)
+        for folder in dict.fromkeys((self.incoming, self.outgoing)):
+            try:
+                check_writable(folder)
+            except OSError as error:
+                if error.errno not in _LASTING:
+                    raise
+                problem = f"it cannot be written ({error.strerror})"
+                raise _refusal(folder, problem, "let this user write there") from error
 
     def queue(self, queue: str, incoming: bool = False) -> pathlib.Path:
         """Give the folder that holds the messages of a queue.

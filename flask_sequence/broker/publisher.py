@@ -146,14 +146,17 @@ def publisher_of(runtime: Runtime) -> Publisher:
 
     :param runtime: The application's runtime.
     """
-    if runtime.publisher is None:
-        runtime.publisher = Publisher(runtime)
+    publisher: Publisher | None = runtime.publisher
+    if publisher is None:
+        publisher = runtime.publisher = Publisher(runtime)
         _users.add(runtime)
-    return t.cast(Publisher, runtime.publisher)
+    return publisher
 
 
 def _forget_publishers() -> None:
     for runtime in list(_users):
+        if runtime.publisher is None:
+            continue  # another Celery application is in the place of its own
         runtime.publisher.disown()
         _inherited.append(runtime.publisher)  # kept: to be collected may close a socket, too
         runtime.publisher = None

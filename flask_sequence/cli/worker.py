@@ -47,7 +47,8 @@ def worker(ctx: click.Context, options: tuple[str, ...]) -> None:
             " imported: start the worker by 'celery -A MODULE worker', where MODULE holds"
             " celery = celery_app(app)."
         )
-    celery = runtime_of(load_application(ctx)).celery
+    runtime = runtime_of(load_application(ctx))
+    runtime.is_chosen = True
     # Flask keeps an app context active around commands, and the worker's children would
     # inherit it.
-    ctx.exit(contextvars.Context().run(run_worker, celery, options))
+    ctx.exit(contextvars.Context().run(run_worker, runtime.celery, options))

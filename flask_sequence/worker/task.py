@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import gc
 import logging
 import threading
 import typing as t
@@ -16,13 +17,16 @@ from flask import Flask
 from ..broker.embedded import foreign_celeries, is_made, make_celery
 from ..broker.publisher import publisher_of
 from ..engine import runner
-from ..engine.contexts import without_session
+from ..engine.contexts import own_context, without_session
 from ..engine.retention import delete_if_ended
 from ..engine.transaction import MOST_NUDGES
 from ..errors import SetupError
 from ..failures import sanitise
 from ..rows.models import FORMAT
 from ..runtime import TASK, Nudge, Runtime
+
+if t.TYPE_CHECKING:
+    from sqlalchemy import URL
 
 logger: logging.Logger = logging.getLogger("flask_sequence")
 
@@ -92,31 +96,64 @@ def _not_given(celery: Celery) -> str:
         f"This process has the Celery application {celery.main!r}, which was not given to"
         " flask-sequence, so requests and workers would not use the same one. Pass it to the"
         ' extension, as Sequence(app, celery=celery), or put it into app.extensions["celery"]'
-        " where the Flask application is created."
+        " where the Flask application is created. If it only sends tasks to another service, create"
+        " it as Celery(..., set_as_current=False)."
     )
 
 
 def runtime_for(celery: Celery) -> Runtime | None:
-    """Find the application that a Celery application belongs to; the newest, if there are more.
+    """Find the application that a Celery application belongs to.
+
+    If there are more, it is the one that was chosen, or the newest.
 
     :param celery: The Celery application.
     """
-    found = [runtime for runtime in known_runtimes() if runtime.known_celery is celery]
-    return max(found, key=lambda runtime: runtime.number, default=None)
+    found = _runtimes_of(celery)
+    return max(found, key=lambda runtime: (runtime.is_chosen, runtime.number), default=None)
+
+
+def _runtimes_of(celery: Celery) -> list[Runtime]:
+    return [runtime for runtime in known_runtimes() if runtime.known_celery is celery]
 
 
 def runtime_of_worker(celery: Celery) -> Runtime | None:
     """Give the application that a worker performs for; None: none in this process is meant.
 
     :param celery: The worker's Celery application.
-    :raises SetupError: If it was not given to an application that was given none.
+    :raises SetupError: If it was not given to an application that was given none, or was given to
+        several with different databases and none of them was chosen.
     """
     runtime = runtime_for(celery)
+    if runtime is not None and not runtime.is_chosen:
+        _refuse_several(celery)
     if runtime is None:
         for other in known_runtimes():
             if other.known_celery is None or is_made(other.known_celery):
                 raise SetupError(_not_given(celery))
     return runtime
+
+
+def _refuse_several(celery: Celery) -> None:
+    if len(_databases(celery)) < 2:
+        return
+    gc.collect()  # an application that nobody holds any more is none
+    databases = _databases(celery)
+    if len(databases) > 1:
+        shown = " and ".join(sorted(database.render_as_string() for database in databases))
+        raise SetupError(
+            f"The Celery application {celery.main!r} belongs to several Flask applications, with"
+            f" the databases {shown}, and a worker runs the sequences of one. Give each"
+            " Flask application a Celery application of its own, or start the worker by"
+            " flask --app APPLICATION sequence worker."
+        )
+
+
+def _databases(celery: Celery) -> set[URL]:
+    found = set()
+    for runtime in _runtimes_of(celery):
+        with own_context(runtime):
+            found.add(runtime.db.engines[runtime.settings.bind_key].url)
+    return found
 
 
 # Performing

@@ -170,6 +170,16 @@ def test_its_settings_come_from_the_config(app: Flask) -> None:
     assert celery.conf.broker_transport is None
 
 
+@pytest.mark.parametrize("broker", [{}, {"BROKER_URL": "redis://example.invalid"}])
+def test_old_names_may_stand_in_each_place(app: Flask, broker: dict[str, str]) -> None:
+    app.config["CELERY"] = {**broker, "CELERY_DEFAULT_QUEUE": "shop"}
+    app.config["CELERY_TIMEZONE"] = "Europe/Berlin"
+    celery = embedded.make_celery(app)
+    assert celery.conf.broker_url == broker.get("BROKER_URL", "filesystem://")
+    assert celery.conf.task_default_queue == "shop"
+    assert str(celery.conf.timezone) == "Europe/Berlin"
+
+
 def test_celerys_own_variable_goes_before_the_embedded_broker(
     app: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -40,6 +40,8 @@ APPLICATION = """
     from flask_sequence import Sequence
 
     class Base(DeclarativeBase):
+        if "SCHEMA" in os.environ:
+            metadata = sa.MetaData(schema=os.environ["SCHEMA"])
         if "CONVENTION" in os.environ:
             metadata = sa.MetaData(naming_convention={
                 kind: kind + "_my_%(table_name)s_%(constraint_name)s" for kind in ("uq", "ck")
@@ -175,6 +177,28 @@ def test_init_gives_the_tables_of_the_models_and_clean_commands(folder: Path, ur
     assert_partial(url)
     assert "Nothing to do" in again
     assert len(list(folder.glob("migrations/versions/*.py"))) == 2  # ours, and the one of Note
+
+
+def test_in_a_schema_the_foreign_key_is_corrected_by_hand(folder: Path) -> None:
+    services.require(services.POSTGRESQL)
+    url = services.create_database(services.POSTGRESQL)
+    engine = sa.create_engine(url, poolclass=NullPool)
+    try:
+        with engine.begin() as connection:
+            connection.execute(sa.text("CREATE SCHEMA shop"))
+        flask(folder, "sequence init", "db upgrade", "db migrate", URL=url, SCHEMA="shop")
+        (ours,) = folder.glob(f"migrations/versions/{REVISION}_*.py")
+        (theirs,) = set(folder.glob("migrations/versions/*.py")) - {ours}
+        written = theirs.read_text()
+        assert "['shop.sequence_runs.id']" in written
+        theirs.write_text(written.replace("'shop.sequence_runs.id'", "'sequence_runs.id'"))
+        flask(folder, "db upgrade", "db downgrade base", "db upgrade", URL=url, SCHEMA="shop")
+        look = sa.inspect(engine)
+        (key,) = look.get_foreign_keys("note", "shop")
+        assert (key["referred_schema"], key["referred_table"]) == (None, "sequence_runs")
+        assert look.has_table("sequence_runs", "public")
+    finally:
+        services.drop_database(services.POSTGRESQL, url)
 
 
 def assert_partial(url: str) -> None:

@@ -86,6 +86,18 @@ def test_each_cure_of_the_message_helps(
     assert drain(app) == 2
 
 
+def test_the_cure_for_one_that_only_sends_to_another_service_helps(
+    make_app: MakeApp, sqlite_url: str, foreign: Celery
+) -> None:
+    app = make_app(sqlite_url)
+    with pytest.raises(SetupError, match=r"another service, create .*set_as_current=False\)"):
+        start(app)
+    foreign.close()
+    Celery("shop", broker="memory://", set_as_current=False)
+    start(app)
+    assert drain(app) == 2
+
+
 def test_the_one_of_another_application_is_left_alone(
     make_app: MakeApp, sqlite_url: str, foreign: Celery
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
+from flask_sequence.broker import embedded_config
 from tests.support.services import Broker, make_broker
 from tests.support.waiting import wait_until
 from tests.support.workers import Worker, write_module
@@ -107,3 +108,68 @@ def test_on_one_queue_with_a_database_each(
     finished = [["finished"] * 5] * 2
     wait_until(lambda: [read(url, STATUSES) for url in urls.values()] == finished, 60)
     assert [read(url, NOTES) for url in urls.values()] == [[name] * 10 for name in urls]
+
+
+SHARING = """
+    from celery import Celery
+    from flask_sequence import BaseSequence, step
+    from tests.support.application import Effect, create_app, db
+
+    @step
+    def note(data):
+        db.session.add(Effect(note=data["note"]))
+
+    class Shop(BaseSequence):
+        steps = (note,)
+
+    celery_app = Celery("shared")
+    celery_app.config_from_object({celery!r})
+
+    def create(name):
+        return create_app(f"sqlite:///{folder}/{{name}}.sqlite", celery_app,
+            instance_path="{folder}/instance", SEQUENCE_SWEEP_SECONDS=0.5)
+
+    first, second = create("first"), create("{second}")
+
+    def start():
+        with first.app_context():
+            db.create_all()
+            Shop.start(note="first")
+            db.session.commit()
+"""
+
+
+def sharing(folder: Path, *, second: str = "second") -> str:
+    """Write a module with two applications of one Celery application, and give its name."""
+    config = embedded_config(folder / "broker")
+    source = SHARING.format(folder=folder, second=second, celery=config)
+    return write_module(folder, source, "sharing")
+
+
+def start_first(folder: Path, worker: Worker) -> None:
+    command = (sys.executable, "-c", "import sharing; sharing.start()")
+    subprocess.run(command, cwd=folder, env=worker.env, check=True)
+
+
+def test_the_named_one_of_two_that_share_a_celery_application(
+    tmp_path: Path, start_worker: t.Callable[..., Worker]
+) -> None:
+    start_first(tmp_path, Worker(tmp_path, sharing(tmp_path)))
+    start_worker("sharing:first", "-c", "1")
+    wait_until(lambda: read(f"sqlite:///{tmp_path}/first.sqlite", STATUSES) == ["finished"], 30)
+
+
+def test_celerys_own_command_refuses_two_that_share_a_celery_application(tmp_path: Path) -> None:
+    with Worker(tmp_path, sharing(tmp_path), celery=True).launch() as worker:
+        assert worker.wait(30) == 1
+        assert "'shared' belongs to several Flask applications" in worker.log
+        assert f"sqlite:///{tmp_path}/first.sqlite and sqlite:///{tmp_path}/second" in worker.log
+        assert "Traceback" not in worker.log
+
+
+def test_celerys_own_command_takes_a_factory_that_was_called_twice(
+    tmp_path: Path, start_worker: t.Callable[..., Worker]
+) -> None:
+    start_first(tmp_path, Worker(tmp_path, sharing(tmp_path, second="first")))
+    start_worker("sharing", "-c", "1", celery=True)
+    wait_until(lambda: read(f"sqlite:///{tmp_path}/first.sqlite", STATUSES) == ["finished"], 30)

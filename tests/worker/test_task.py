@@ -312,6 +312,25 @@ def test_celerys_default_queue_and_routes_are_honoured(file_app: MakeApp) -> Non
         assert len(messages(app.extensions["celery"], queue)) == 1
 
 
+def test_a_router_that_fails_is_named_as_such(file_app: MakeApp) -> None:
+    def by_run(name: str, args: t.Any, kwargs: dict[str, str], *_: t.Any, **more: t.Any) -> str:
+        return kwargs["run_id"]
+
+    app = file_app(task_routes=[by_run])
+    with (
+        app.app_context(),
+        pytest.raises(SetupError, match="A router in task_routes fails .*: KeyError: 'run_id'"),
+    ):
+        TaskShort.start()
+
+
+def test_a_route_to_a_queue_that_celery_may_not_create_is_named(file_app: MakeApp) -> None:
+    routes = {"flask_sequence.*": {"queue": "runs"}}
+    app = file_app(task_routes=routes, task_create_missing_queues=False)
+    with app.app_context(), pytest.raises(SetupError, match="'runs' missing .*_queues is off"):
+        TaskShort.start()
+
+
 def test_the_setting_goes_before_celerys_default_queue(
     make_app: MakeApp, sqlite_url: str, tmp_path: Path
 ) -> None:
