@@ -61,7 +61,7 @@ def test_what_a_base_shares(sqlite_app: Flask) -> None:
         Shared.for_joel()
 
 
-@pytest.mark.parametrize("name", [*OPTIONS, *CHOICES, *CELERY_OPTIONS])
+@pytest.mark.parametrize("name", [*OPTIONS, *CHOICES, *sorted(CELERY_OPTIONS)])
 def test_an_option_in_the_class_body_is_refused(name: str) -> None:
     with pytest.raises(UnknownOptionError, match=f"^Mailing: '{name}' .*has no effect "):
         type("Mailing", (BaseSequence,), {"steps": (First,), name: 3})

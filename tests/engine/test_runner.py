@@ -286,7 +286,7 @@ def test_what_a_step_changes_in_the_data_is_kept(stepping: Stepping) -> None:
     assert dict(stepping.row(run_id).data) == {"replaced": {"er": {"x": True}}}
 
 
-@pytest.mark.parametrize("returned", [{"x": 2}, object(), False], ids=repr)
+@pytest.mark.parametrize("returned", [{"x": 2}, object(), False], ids=["dict", "object", "False"])
 def test_what_a_step_returns_is_not_kept(sqlite_stepping: Stepping, returned: object) -> None:
     @step
     def function(data: dict[str, t.Any]) -> object:
