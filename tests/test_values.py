@@ -89,6 +89,7 @@ SHIPPED: dict[str, dict[str, t.Any]] = {
         "LATE_SECONDS": 1.0,
     },
     "worker.post": {"MOST_TOLD": 10000},
+    "worker.signals": {"LOOK_SECONDS": 5.0},
     "worker.task": {"MOST": 9223372036854775807},
 }
 

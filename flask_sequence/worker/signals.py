@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import logging
 import os
+import time
 import typing as t
 import uuid
 
@@ -27,9 +28,10 @@ from ..engine.contexts import own_context
 from ..engine.in_hand import InHand
 from ..errors import SetupError
 from ..rows import reads
-from ..rows.dialects import blocks_greenlets, is_memory, most_connections, single_statements
+from ..rows.dialects import blocks_greenlets, is_memory, most_connections
 from ..rows.driver_errors import NO_ANSWER
 from ..rows.liveness import watch_connections
+from ..rows.own_connections import OwnConnections, TimeIsUp
 from ..runtime import TASK, Runtime, WorkerProcess
 from .duties import RENEW_LEASE
 from .introduction import first_line, say
@@ -95,6 +97,9 @@ def limited_steps(runtime: Runtime, queues: t.Collection[str]) -> list[str]:
     ]
 
 
+LOOK_SECONDS = 5.0
+"""How long a statement may take with which a worker looks at its tables before it starts."""
+
 _GREEN_POOLS = {"celery.concurrency.gevent", "celery.concurrency.eventlet"}
 
 _keepers: dict[Runtime, Keeper] = {}
@@ -159,9 +164,16 @@ def _prepare(runtime: Runtime, worker: t.Any) -> None:
 
 
 def _check_tables(engine: Engine) -> None:
-    with contextlib.suppress(*NO_ANSWER), single_statements(engine) as connection:
-        reads.living_workers(connection)
-    engine.dispose()  # the pool of a main process would keep it, unused
+    # Not the application's pool: that of a main process would keep the connection, unused.
+    connections, until = OwnConnections(engine), time.monotonic() + 2 * LOOK_SECONDS
+    try:
+        with (
+            contextlib.suppress(*NO_ANSWER, TimeIsUp),
+            connections.transaction(statement=LOOK_SECONDS, until=until) as connection,
+        ):
+            reads.living_workers(connection)
+    finally:
+        connections.close()
 
 
 def _check_broker(runtime: Runtime, queues: t.Iterable[t.Any]) -> None:
