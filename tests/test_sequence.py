@@ -63,18 +63,18 @@ def test_what_a_base_shares(sqlite_app: Flask) -> None:
 
 @pytest.mark.parametrize("name", [*OPTIONS, *CHOICES, *sorted(CELERY_OPTIONS)])
 def test_an_option_in_the_class_body_is_refused(name: str) -> None:
-    with pytest.raises(UnknownOptionError, match=f"^Mailing: '{name}' .*has no effect "):
-        type("Mailing", (BaseSequence,), {"steps": (First,), name: 3})
-    assert find_sequence("Mailing") is None
+    with pytest.raises(UnknownOptionError, match=f"^Optioned: '{name}' .*has no effect "):
+        type("Optioned", (BaseSequence,), {"steps": (First,), name: 3})
+    assert find_sequence("Optioned") is None
     with pytest.raises(UnknownOptionError, match=f"^Mixin: '{name}' "):
-        type("Mailing", (type("Mixin", (), {name: 3}), BaseSequence), {})
+        type("Optioned", (type("Mixin", (), {name: 3}), BaseSequence), {})
 
 
 @pytest.mark.parametrize(
     ("name", "cure"),
     [
-        ("key", r"write Mailing\.set\(key=\.\.\.\)\.start\(\.\.\.\)\."),
-        ("queue", r"write Mailing\.set\(queue=\.\.\.\)\.start\(\.\.\.\), or queue on a step\."),
+        ("key", r"write Optioned\.set\(key=\.\.\.\)\.start\(\.\.\.\)\."),
+        ("queue", r"write Optioned\.set\(queue=\.\.\.\)\.start\(\.\.\.\), or queue on a step\."),
         ("max_retries", r"in the class body of the step, or by @step\(max_retries=\.\.\.\)\."),
         ("abstract", r"A sequence without `steps` is abstract by itself\."),
         ("acks_late", r"The run's row, not the message, "),
@@ -82,7 +82,7 @@ def test_an_option_in_the_class_body_is_refused(name: str) -> None:
 )
 def test_where_the_option_belongs(name: str, cure: str) -> None:
     with pytest.raises(UnknownOptionError, match=cure):
-        type("Mailing", (BaseSequence,), {name: True})
+        type("Optioned", (BaseSequence,), {name: True})
 
 
 def test_attributes_and_methods_of_ones_own() -> None:
@@ -98,7 +98,7 @@ def test_attributes_and_methods_of_ones_own() -> None:
 
     assert (Own.retries, Own.template, Own.key(3)) == (3, "mail.html", "own-3")
     with pytest.raises(UnknownOptionError, match="'on_failure' is Celery's"):
-        type("Mailing", (BaseSequence,), {"on_failure": lambda self: None})
+        type("Optioned", (BaseSequence,), {"on_failure": lambda self: None})
 
 
 def test_options_are_for_one_start_only(sqlite_app: Flask) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 SHIPPED: dict[str, dict[str, t.Any]] = {
     "broker.bounded": {"IDLE_SECONDS": 10.0},
-    "broker.folders": {"LITTER_SECONDS": 3600.0, "TRIES": 50},
+    "broker.folders": {"TRIAL_BYTES": 4096, "LITTER_SECONDS": 3600.0, "TRIES": 50},
     "broker.line": {"BATCH": 100},
     "broker.publisher": {
         "PUBLISH_SECONDS": 1.0,

@@ -166,9 +166,11 @@ def _prepare(runtime: Runtime, worker: t.Any) -> None:
 def _check_tables(engine: Engine) -> None:
     # Not the application's pool: that of a main process would keep the connection, unused.
     connections, until = OwnConnections(engine), time.monotonic() + 2 * LOOK_SECONDS
+    driver = engine.dialect.loaded_dbapi
+    unanswered = (*NO_ANSWER, driver.OperationalError, driver.InterfaceError, TimeIsUp)
     try:
         with (
-            contextlib.suppress(*NO_ANSWER, TimeIsUp),
+            contextlib.suppress(*unanswered),
             connections.transaction(statement=LOOK_SECONDS, until=until) as connection,
         ):
             reads.living_workers(connection)
