@@ -111,7 +111,7 @@ EXAMPLES: dict[str, t.Any] = {
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_comes_back_as_it_went_in(context: Flask, data: dict[str, t.Any]) -> None:
-    run = RoundTrip.start(**data)
+    run = RoundTrip.set().start(**data)
     assert same(dict(run.data), data)
     db.session.commit()
     assert same(dict(run.data), data)
@@ -140,7 +140,7 @@ def test_changes_inside_are_kept(context: Flask) -> None:
 
 def test_a_megabyte(context: Flask) -> None:
     data = {"text": "é😀x" * 250_000, "list": list(range(50_000))}
-    run = RoundTrip.start(**data)
+    run = RoundTrip.set().start(**data)
     db.session.commit()
     assert drain(context) == 2
     db.session.rollback()
