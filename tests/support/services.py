@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -120,7 +121,8 @@ def drop_database(url: str, database_url: str) -> None:
         # A transaction left open would hold the table's lock, and DROP wait for it for a day.
         listed = "SELECT id FROM information_schema.processlist WHERE db = %s"
         for (number,) in connection.exec_driver_sql(listed, (name,)).all():
-            connection.exec_driver_sql(f"KILL {number}")
+            with contextlib.suppress(sa.exc.OperationalError):  # it has ended by itself
+                connection.exec_driver_sql(f"KILL {number}")
         connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name}")
 
 
