@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 
 import sqlalchemy as sa
@@ -106,7 +107,8 @@ def _end_others(connection: sa.Connection) -> None:
         " WHERE db = database() AND id <> connection_id()"
     )
     for (number,) in others.all():
-        connection.exec_driver_sql(f"KILL {number}")
+        with contextlib.suppress(sa.exc.OperationalError):  # it has ended by itself
+            connection.exec_driver_sql(f"KILL {number}")
 
 
 def _empty(connection: sa.Connection) -> None:
