@@ -52,8 +52,8 @@ def build(source: Path, folder: Path, *options: str) -> Path:
     """Build into a folder, as of the last commit."""
     log = ["git", "log", "-1", "--format=%ct"]
     epoch = subprocess.run(log, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    command = [sys.executable, "-m", "build", "--outdir", folder, *options, source]
-    run(*command, SOURCE_DATE_EPOCH=epoch.strip())
+    command: list[str | Path] = [sys.executable, "-m", "build", "--outdir", folder]
+    run(*command, *options, source, SOURCE_DATE_EPOCH=epoch.strip())
     return folder
 
 
@@ -109,8 +109,9 @@ def check_installed(scratch: Path, wheel: Path) -> None:
         run(mine, "-I", "-c", f"import flask_sequence, {package}", cwd=scratch)
         print(f"[{extra}]: brings {package}", flush=True)
     typed = install(scratch / "typed", sys.executable, str(wheel))
-    pyright = [sys.executable, "-m", "pyright", "--pythonpath", str(typed)]
-    run(*pyright, "--verifytypes", "flask_sequence", "--ignoreexternal", cwd=scratch)
+    path = f"{typed.parent}{os.pathsep}{os.environ['PATH']}"
+    pyright = (sys.executable, "-m", "pyright", "--verifytypes", "flask_sequence")
+    run(*pyright, "--ignoreexternal", cwd=scratch, PATH=path, VIRTUAL_ENV=str(typed.parent.parent))
 
 
 def main() -> None:
