@@ -155,8 +155,7 @@ _BROKERS = {"broker_url", "broker_read_url", "broker_write_url", "broker_host", 
 
 
 def _names_broker(settings: t.Mapping[str, t.Any]) -> bool:
-    names = {_OLD_NAMES.get(name, name.lower()) for name, value in settings.items() if value}
-    return bool(names & _BROKERS)
+    return any(value and name.lower() in _BROKERS for name, value in settings.items())
 
 
 def _warn_of_misspelled(config: t.Mapping[str, t.Any]) -> None:

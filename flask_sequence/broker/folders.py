@@ -133,6 +133,18 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+@contextlib.contextmanager
+def _refused_for_good(folder: pathlib.Path, what: str) -> t.Iterator[None]:
+    """Refuse a folder that will never do; what may pass is raised as it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _LASTING:
+            raise
+        problem = f"it cannot be {what} ({error.strerror})"
+        raise _refusal(folder, problem, "let this user write there") from error
+
+
 def check_writable(folder: pathlib.Path) -> None:
     """Find out whether a folder takes a file of the size of a message.
 
@@ -253,22 +265,12 @@ class Folders:
         :raises OSError: They cannot be created or written now: the disk is full, for one.
         """
         for folder in dict.fromkeys((self.incoming, self.outgoing, self.control)):
-            try:
+            with _refused_for_good(folder, "created"):
                 make_folder(folder)
-            except OSError as error:
-                if error.errno not in _LASTING:
-                    raise
-                problem = f"it cannot be created ({error.strerror})"
-                raise _refusal(folder, problem, "let this user write there") from error
             check_private(folder)
         for folder in dict.fromkeys((self.incoming, self.outgoing)):
-            try:
+            with _refused_for_good(folder, "written"):
                 check_writable(folder)
-            except OSError as error:
-                if error.errno not in _LASTING:
-                    raise
-                problem = f"it cannot be written ({error.strerror})"
-                raise _refusal(folder, problem, "let this user write there") from error
 
     def queue(self, queue: str, incoming: bool = False) -> pathlib.Path:
         """Give the folder that holds the messages of a queue.
